@@ -1,0 +1,222 @@
+"""MCF, the multi-scale cross-restoration network, with its trend input and its loss (paper, section 2).
+
+Two masked autoencoders, one for the whole recording ("global") and one for a heartbeat ("local"), exchange what they
+know by self-attention over their joined tokens; a third decoder restores the recording from its trend.
+
+    python -c "from model import MCF; print(sum(p.numel() for p in MCF().parameters()))"    # 7085779
+
+Every signal is (batch, samples, leads) outside the network and (batch, leads, samples) inside it.
+"""
+import pickle
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from utils import UserError, write_atomically
+
+LEADS = 12
+GLOBAL_START, GLOBAL_LENGTH = 100, 4800     # the network sees samples 100:4900 of a 5000-sample record
+BEAT_BEFORE, BEAT_LENGTH = 140, 480         # a beat is samples R-140 : R+340
+WIDTHS = (32, 64, 128, 256, 512)            # channels after each stride-2 convolution
+TOKEN_KERNEL = 15                           # 150 feature samples -> 136 tokens, 15 -> 1
+GLOBAL_TOKENS = GLOBAL_LENGTH // 2 ** len(WIDTHS) - TOKEN_KERNEL + 1
+TREND_LAG = 5                               # samples, 10 ms at 500 Hz
+
+
+def build_encoder(leads: int, hidden: int) -> nn.Sequential:
+    """Convolutions from (B, leads, samples) to (B, hidden, samples / 32 - 14)."""
+    layers, inputs = [], leads
+    for width in WIDTHS:
+        layers.append(nn.Conv1d(inputs, width, kernel_size=4, stride=2, padding=1, bias=False))
+        if inputs != leads:                                   # no BatchNorm after the first convolution
+            layers.append(nn.BatchNorm1d(width))
+        layers.append(nn.LeakyReLU(0.2, inplace=True))
+        inputs = width
+    layers.append(nn.Conv1d(inputs, hidden, TOKEN_KERNEL, bias=False))
+    return nn.Sequential(*layers)
+
+
+def build_decoder(hidden: int, outputs: int) -> nn.Sequential:
+    """Transposed convolutions from (B, hidden, tokens) to (B, outputs, (tokens + 14) * 32), inside (-1, 1)."""
+    widths = WIDTHS[::-1]
+    layers = [nn.ConvTranspose1d(hidden, widths[0], TOKEN_KERNEL, bias=False)]
+    for width, following in zip(widths, (*widths[1:], outputs)):
+        layers += [nn.BatchNorm1d(width), nn.ReLU(inplace=True),
+                   nn.ConvTranspose1d(width, following, kernel_size=4, stride=2, padding=1, bias=False)]
+    return nn.Sequential(*layers, nn.Tanh())
+
+
+class TokenNorm(nn.Module):
+    """Layer norm with the unbiased standard deviation and eps added to it, as published; nn.LayerNorm has neither."""
+
+    def __init__(self, features: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features))
+        self.eps = eps
+
+    def forward(self, x):
+        deviation, mean = torch.std_mean(x, dim=-1, keepdim=True)
+        return self.weight * (x - mean) / (deviation + self.eps) + self.bias
+
+
+class MCF(nn.Module):
+    """The cross-restoration network (paper, Fig. 2).
+
+    enc_in: leads of a record. hidden: channels of a token. 7,085,779 parameters at the defaults.
+    """
+
+    def __init__(self, enc_in: int = LEADS, hidden: int = 50):
+        super().__init__()
+        if hidden % 2:
+            raise ValueError(f"hidden must be even (two attention heads), not {hidden}")
+        self.leads, self.hidden = enc_in, hidden
+        self.global_encoder = build_encoder(enc_in, hidden)
+        self.local_encoder = build_encoder(enc_in, hidden)
+        self.trend_encoder = build_encoder(enc_in, hidden)
+        self.global_decoder = build_decoder(hidden, enc_in + 1)      # + 1: one log-variance, shared by the leads
+        self.local_decoder = build_decoder(hidden, enc_in + 1)
+        self.trend_decoder = build_decoder(2 * hidden, enc_in)
+        self.attention = nn.MultiheadAttention(hidden, num_heads=2, dropout=0.1, batch_first=True)
+        self.dropout = nn.Dropout(0.1)
+        self.norm = TokenNorm(hidden)
+        tokens = GLOBAL_TOKENS + 1
+        self.global_mlp = nn.Sequential(nn.Linear(tokens, 4 * tokens), nn.ReLU(), nn.Linear(4 * tokens, GLOBAL_TOKENS))
+        self.local_mlp = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.ReLU(), nn.Linear(2 * tokens, 1))
+
+    def encode_global(self, masked_global):
+        """(B, 4800, leads) -> tokens (B, hidden, 136)."""
+        return self.global_encoder(masked_global.transpose(1, 2))
+
+    def encode_local(self, masked_local):
+        """(B, 480, leads) -> tokens (B, hidden, 1)."""
+        return self.local_encoder(masked_local.transpose(1, 2))
+
+    def encode_trend(self, trend):
+        """(B, 4800, leads) -> tokens (B, hidden, 136)."""
+        return self.trend_encoder(trend.transpose(1, 2))
+
+    def cross_attend(self, global_tokens, local_tokens):
+        """Let the recording and the beat inform each other: (B, hidden, 136), (B, hidden, 1) -> the same shapes."""
+        tokens = torch.cat([global_tokens, local_tokens], dim=2).transpose(1, 2)          # (B, 137, hidden)
+        attended, _ = self.attention(tokens, tokens, tokens, need_weights=False)
+        tokens = self.norm(tokens + self.dropout(attended)).transpose(1, 2)               # (B, hidden, 137)
+        return global_tokens + self.global_mlp(tokens), local_tokens + self.local_mlp(tokens)
+
+    def restore_signal(self, decoder: nn.Sequential, tokens):
+        """Tokens -> (restored (B, samples, leads), log-variance (B, samples, 1))."""
+        output = decoder(tokens).transpose(1, 2)
+        return output[..., :self.leads], output[..., self.leads:]
+
+    def restore_trend(self, global_tokens, trend_tokens):
+        """Tokens of the recording and of its trend -> restored signal (B, 4800, leads)."""
+        return self.trend_decoder(torch.cat([global_tokens, trend_tokens], dim=1)).transpose(1, 2)
+
+    def forward(self, masked_global, masked_local, trend):
+        """Restore a recording and one of its beats.
+
+        masked_global: (B, 4800, leads), masked_local: (B, 480, leads), trend: (B, 4800, leads).
+        Returns ((restored_global, logvar_global), (restored_local, logvar_local), restored_trend), shaped like the
+        inputs, the log-variances (B, samples, 1).
+        """
+        global_tokens, local_tokens = self.cross_attend(self.encode_global(masked_global),
+                                                        self.encode_local(masked_local))
+        return (self.restore_signal(self.global_decoder, global_tokens),
+                self.restore_signal(self.local_decoder, local_tokens),
+                self.restore_trend(global_tokens, self.encode_trend(trend)))
+
+
+def compute_trend(signal):
+    """The smooth difference that the trend branch reads (paper, section 2.2).
+
+    signal: (B, samples, leads). trend[t] = (x[t+5] - x[t-5]) / 10, the first and last 5 samples 0, then min-max to
+    [-1, 1] over all samples and leads of a record jointly; a constant record gives 0.
+    """
+    difference = (signal[:, 2 * TREND_LAG:] - signal[:, :-2 * TREND_LAG]) / (2 * TREND_LAG)
+    return scale_minmax(F.pad(difference, (0, 0, TREND_LAG, TREND_LAG)), dim=(1, 2))
+
+
+def scale_minmax(x, dim):
+    """Min-max x to [-1, 1] over the dimensions dim; where x is constant over them, 0 instead of 0 / 0."""
+    low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
+    spread = high - low
+    flat = spread == 0
+    return torch.where(flat, 0, 2 * (x - low) / torch.where(flat, 1, spread) - 1)
+
+
+def restoration_errors(outputs, ecg, beat):
+    """The three error maps that both the loss and the score average.
+
+    outputs: what MCF returns; ecg: (B, 4800, leads) and beat: (B, 480, leads), unmasked.
+    Returns exp(-s_g) e_g, exp(-s_l) e_l and e_t, shaped like ecg, beat and ecg (paper, eq. 3 and 4).
+    """
+    (restored_global, logvar_global), (restored_local, logvar_local), restored_trend = outputs
+    return (torch.exp(-logvar_global) * (restored_global - ecg).square(),
+            torch.exp(-logvar_local) * (restored_local - beat).square(),
+            (restored_trend - ecg).square())
+
+
+def forward_loss(outputs, ecg, beat) -> dict:
+    """The training loss over masked and unmasked samples alike (paper, eq. 3 to 5), by term.
+
+    Arguments as restoration_errors. Returns {"global", "local", "trend", "loss"}: scalars, loss the sum of the others.
+    """
+    error_global, error_local, error_trend = restoration_errors(outputs, ecg, beat)
+    (_, logvar_global), (_, logvar_local), _ = outputs
+    terms = {"global": error_global.mean() + logvar_global.mean(),
+             "local": error_local.mean() + logvar_local.mean(),
+             "trend": error_trend.mean()}
+    return {**terms, "loss": sum(terms.values())}
+
+
+def translate_published(state: dict) -> dict:
+    """Rename the published implementation's `model_state_dict` to MCF's names; its shapes stay as they are.
+
+    Only the attention differs in form: its three projections are one stacked matrix in nn.MultiheadAttention.
+    """
+    renamed = {"layer_norm.a_2": "norm.weight", "layer_norm.b_2": "norm.bias"}
+    translated = {}
+    for name, value in state.items():
+        if name.startswith("attn.linear_layers"):
+            continue
+        name = renamed.get(name, name.replace(".main.", ".").replace("attn.output_linear", "attention.out_proj"))
+        translated[name] = value
+    for kind in ("weight", "bias"):
+        translated[f"attention.in_proj_{kind}"] = torch.cat(
+            [state[f"attn.linear_layers.{part}.{kind}"] for part in range(3)])     # query, key, value
+    return translated
+
+
+def save_checkpoint(path, model: MCF, **facts):
+    """Write weights with what is known of them, atomically: plain types and tensors only.
+
+    facts: config, epoch, metrics, ... under these names beside "model_state_dict".
+    """
+    content = {"model_state_dict": {name: value.cpu() for name, value in model.state_dict().items()}, **facts}
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def load_checkpoint(path) -> tuple:
+    """Read a checkpoint of ours or of the published implementation: (model on the CPU, all else that it holds).
+
+    The numbers of leads and of hidden channels follow from the weights. Nothing but plain types and tensors is
+    unpickled. Raises UserError where the file is missing, unsafe, damaged, or not of this network.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; train one with train.py, or name another checkpoint") from None
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} cannot be read as a checkpoint of plain tensors ({type(error).__name__}); "
+                        "name another checkpoint, or train it again") from error
+    try:
+        state = dict(content.pop("model_state_dict"))
+        if "global_encoder.main.0.weight" in state:
+            state = translate_published(state)
+        model = MCF(enc_in=state["global_encoder.0.weight"].shape[1], hidden=state["global_encoder.14.weight"].shape[0])
+        model.load_state_dict(state)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+        raise UserError(f"{path} does not hold the weights of this network ({type(error).__name__}); "
+                        "name another checkpoint, or train it again") from error
+    return model, content

@@ -1,0 +1,147 @@
+"""Anomaly scores, in one place: detection per record, localization per lead and sample, under both protocols.
+
+    paper   the published evaluation, for comparing numbers: input as stored (test set in mV), three passes that mask
+            90 % of the recording, the local maps of overlapping beats summed
+    clean   what an unbiased reader would do: input normalised as in training, passes that mask every sample exactly
+            once, overlapping beats averaged
+
+A higher score is more anomalous everywhere. Scores are pure functions of model and arrays; train.py calls them for
+validation, test.py for the report. The encoders run once a record (and pass), only what depends on the beat runs for
+each beat, and the beats of many records share a batch.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
+
+from arrays import SIGNAL_FILES, read_rows
+from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, valid_beats
+from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, MCF, compute_trend, restoration_errors
+
+PROTOCOLS = ("paper", "clean")
+SMOOTHING = 15                      # samples, sigma of the Gaussian over a lead's score map
+RECORDS_AT_ONCE = 32                # records whose tokens are held together
+BEATS_AT_ONCE = 32                  # beats a forward pass of the decoders
+
+
+@dataclass
+class Scores:
+    """What a protocol says of a split. scores: (records,); maps: (records, 4800, leads) or None."""
+    scores: np.ndarray
+    maps: np.ndarray | None
+    without_r_peak: int             # records in which no R peak was found
+    without_valid_beat: int         # records scored on evenly spaced windows, those among them included
+
+
+@torch.inference_mode()
+def score_split(model: MCF, signals: np.ndarray, r_peaks: list, protocol: str, mask_ratio: int, device: torch.device,
+                split: str, with_maps: bool = False, rows=None, beats_per_record: int | None = None,
+                description: str | None = None) -> Scores:
+    """Score the records of a split under a protocol.
+
+    signals: (records, 5000, leads), memory-mapped; r_peaks: of every record; rows: the records to score (default all);
+    beats_per_record: only that many beats of each, evenly chosen (default all). The model is put in eval mode for the
+    time, and back. Raises UserError where a record is not finite.
+    """
+    rows = np.arange(len(signals)) if rows is None else rows
+    beats, real = zip(*(valid_beats(r_peaks[row]) for row in rows))
+    beats = [thin_out(positions, beats_per_record) for positions in beats]
+    masks = [mask.to(device) for mask in scoring_masks(protocol, mask_ratio)]
+    scores = np.zeros(len(rows))
+    maps = np.zeros((len(rows), GLOBAL_LENGTH, signals.shape[2]), dtype=np.float32) if with_maps else None
+    was_training = model.training
+    model.eval()
+    for start in tqdm(range(0, len(rows), RECORDS_AT_ONCE), desc=description or f"{protocol}, {split}",
+                      unit="batch", leave=False):
+        some = slice(start, start + RECORDS_AT_ONCE)
+        records = torch.from_numpy(read_rows(signals, rows[some], SIGNAL_FILES[split])).to(device)
+        if protocol == "clean":
+            records = normalize_records(records)
+        scores[some], found = score_records(model, records, beats[some], masks, protocol, with_maps)
+        if with_maps:
+            maps[some] = gaussian_filter1d(found.cpu().numpy(), SMOOTHING, axis=1)
+    model.train(was_training)
+    return Scores(scores, maps, sum(not len(r_peaks[row]) for row in rows), len(rows) - sum(real))
+
+
+def thin_out(positions: np.ndarray, count: int | None) -> np.ndarray:
+    """At most count of the positions, evenly chosen from first to last; all of them where count is None."""
+    if count is None or len(positions) <= count:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, count + 2)[1:-1].round().astype(int)]
+
+
+def score_records(model: MCF, records: torch.Tensor, beats: list, masks: list, protocol: str, with_maps: bool) -> tuple:
+    """Score a handful of records: (scores (R,) numpy, unsmoothed maps (R, 4800, leads) or None).
+
+    records: (R, 5000, leads) as the network shall see them; beats: R-peak positions of each; masks: global (P, 4800)
+    and local (P, 480).
+    """
+    device = records.device
+    ecg = crop_global(records)
+    trend_tokens = model.encode_trend(compute_trend(ecg))
+    owners = torch.cat([torch.full((len(found),), row) for row, found in enumerate(beats)]).to(device)
+    positions = torch.from_numpy(np.concatenate(beats)).to(device)
+    sums = torch.zeros(len(records), dtype=torch.float64, device=device)
+    maps = RestorationMaps(records, len(masks[0]), protocol) if with_maps else None
+    for global_mask, local_mask in zip(*masks):
+        global_tokens = model.encode_global(mask_out(ecg, global_mask))
+        for start in range(0, len(owners), BEATS_AT_ONCE):
+            owner, position = owners[start:start + BEATS_AT_ONCE], positions[start:start + BEATS_AT_ONCE]
+            beat = cut_beats(records, owner, position)
+            attended = model.cross_attend(global_tokens[owner], model.encode_local(mask_out(beat, local_mask)))
+            outputs = (model.restore_signal(model.global_decoder, attended[0]),
+                       model.restore_signal(model.local_decoder, attended[1]),
+                       model.restore_trend(attended[0], trend_tokens[owner]))
+            errors = restoration_errors(outputs, ecg[owner], beat)
+            sums.index_add_(0, owner, sum(error.mean(dim=(1, 2)) for error in errors).double())
+            if with_maps:
+                maps.add(errors, owner, position)
+    beats_of = torch.bincount(owners, minlength=len(records))
+    scores = sums / (beats_of * len(masks[0]))
+    return scores.cpu().numpy(), maps.combine(beats_of) if with_maps else None
+
+
+class RestorationMaps:
+    """Gathers error maps beat by beat: the global and trend errors as they are, the local ones at their beat's place."""
+
+    def __init__(self, records: torch.Tensor, passes: int, protocol: str):
+        self.passes, self.protocol = passes, protocol
+        self.whole = torch.zeros_like(crop_global(records))
+        self.local = torch.zeros_like(records)
+        self.covered = torch.zeros(records.shape[:2], device=records.device)    # by how many beats and passes
+
+    def add(self, errors: tuple, owner: torch.Tensor, position: torch.Tensor):
+        """errors: of restoration_errors for n beats; owner, position: their records and R peaks (n,)."""
+        error_global, error_local, error_trend = errors
+        self.whole.index_add_(0, owner, error_global + error_trend)
+        samples = position[:, None] + torch.arange(-BEAT_BEFORE, BEAT_LENGTH - BEAT_BEFORE, device=position.device)
+        place = owner[:, None].expand_as(samples), samples
+        self.local.index_put_(place, error_local, accumulate=True)
+        self.covered.index_put_(place, torch.ones_like(samples, dtype=self.covered.dtype), accumulate=True)
+
+    def combine(self, beats_of: torch.Tensor) -> torch.Tensor:
+        """The maps (R, 4800, leads). Local: mean over passes; over beats their sum (paper) or mean (clean)."""
+        count = self.covered.clamp(min=1) if self.protocol == "clean" else torch.full_like(self.covered, self.passes)
+        local = self.local / count[..., None]
+        return self.whole / (beats_of * self.passes)[:, None, None] + crop_global(local)
+
+
+def detection_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
+    """AUROC over records: labels (N,) with 1 = abnormal, scores (N,), higher = more anomalous."""
+    return float(roc_auc_score(labels, scores))
+
+
+def localization_auroc(labels: np.ndarray, maps: np.ndarray) -> dict:
+    """AUROC of anomalous points: labels and maps (records, 4800, leads), 1 = anomalous, higher = more anomalous.
+
+    "pooled" takes all points of all records together, as published, and so mixes finding the record with finding the
+    place; "per_record" is the mean over the "records" that have points of both kinds.
+    """
+    per_record = [roc_auc_score(label.ravel(), score.ravel()) for label, score in zip(labels, maps)
+                  if 0 < np.count_nonzero(label) < label.size]
+    return {"pooled": float(roc_auc_score(labels.ravel(), maps.ravel())),
+            "per_record": float(np.mean(per_record)) if per_record else None, "records": len(per_record)}

@@ -1,0 +1,228 @@
+"""Train the cross-restoration network on normal ECGs.
+
+    python train.py --data_path ./data/ --save_model 1 --save_path ./ckpt/mymodel_new.pt      # as published
+    python train.py --protocol clean --epochs 50 --seed 1 --save_path ./ckpt/seed1/model.pt   # fold 9 held back
+    python train.py --protocol clean --epochs 50 --seed 1 --save_path ./ckpt/seed1/model.pt --resume
+
+Beside the checkpoint stand history.csv, a line per epoch, and last.pt, from which --resume continues; so give each run
+a folder of its own.
+"""
+import argparse
+import csv
+import io
+import math
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import scoring
+from arrays import fingerprint, load_r_peaks, load_records, open_labels, open_signals, signal_path
+from dataloader import TrainingBatches
+from model import MCF, forward_loss, load_checkpoint, save_checkpoint
+from preprocess import VALIDATION_FOLD
+from utils import UserError, add_published_flags, choose_device, git_commit, run, versions, write_atomically
+
+WEIGHT_DECAY = 1e-5
+HISTORY = ("epoch", "loss", "loss_global", "loss_local", "loss_trend", "lr", "val_auroc", "test_auroc", "seconds")
+SELECTION_SPLIT = {"val": "val", "test": "test"}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    published = add_published_flags(parser)
+    published.add_argument("--save_model", type=int, choices=(0, 1), default=1, help="write checkpoints (default 1)")
+    published.add_argument("--save_path", default="./ckpt/mymodel_new.pt", help="checkpoint (default %(default)s)")
+    method = parser.add_argument_group("method")
+    method.add_argument("--protocol", choices=scoring.PROTOCOLS, help="paper: train on the normals of folds 1-9; clean: "
+                        "of folds 1-8 (default: clean where the folds are known, else paper)")
+    method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, the "
+                        "last, or the best on the test set as the authors did, which is optimistic (default: val where "
+                        "fold 9 is held back, else last)")
+    method.add_argument("--val_every", type=int, default=1, help="validate after every so many epochs, and the last")
+    method.add_argument("--val_beats", type=int, default=2, help="beats a record in validation (default %(default)s; "
+                        "0: all, as in test.py)")
+    running = parser.add_argument_group("running")
+    running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: bfloat16 matrix products in "
+                         "training and validation (default off: float32)")
+    running.add_argument("--workers", type=int, default=0, help="processes that read records (default: none)")
+    running.add_argument("--resume", action="store_true", help="go on from last.pt beside --save_path")
+    arguments = parser.parse_args()
+    for name, least in (("val_every", 1), ("val_beats", 0), ("workers", 0)):
+        if getattr(arguments, name) < least:
+            raise UserError(f"--{name} must be {least} or more, not {getattr(arguments, name)}")
+    if arguments.resume and not arguments.save_model:
+        raise UserError("--resume needs the last.pt that --save_model 0 does not write; leave one of them out")
+    return arguments
+
+
+def choose_rows(signals: np.ndarray, arguments) -> np.ndarray:
+    """The rows of train.npy to train on. Settles arguments.protocol and arguments.select where they were left open."""
+    records = load_records(arguments.data_path, "train", signals)
+    arguments.protocol = arguments.protocol or ("paper" if records is None else "clean")
+    has_validation = signal_path(arguments.data_path, "val").exists()
+    if arguments.select is None:
+        arguments.select = "val" if has_validation and arguments.protocol == "clean" else "last"
+    if arguments.select == "test":
+        print("--select test keeps the epoch that is best on the test set, as published: its number is optimistic.")
+    if arguments.select == "val" and arguments.protocol == "paper":
+        print("under --protocol paper fold 9's normals are in the training set: its validation AUROC is optimistic.")
+    if arguments.protocol == "paper":
+        return np.arange(len(signals))
+    if records is None:
+        raise UserError(f"--protocol clean holds fold 9 back, but no train_records.csv in {arguments.data_path} tells "
+                        "the folds; make the arrays with preprocess.py, or choose --protocol paper")
+    return np.flatnonzero(records["fold"] != VALIDATION_FOLD)
+
+
+def learning_rate(arguments, epoch: int) -> float:
+    """Cosine decay by epoch, counted from 1: as published, the last epoch runs at rate 0."""
+    return arguments.lr * 0.5 * (1 + math.cos(math.pi * epoch / arguments.epochs))
+
+
+def train_epoch(model: MCF, optimizer, batches: TrainingBatches, epoch: int, arguments) -> dict:
+    """One pass over the training records; returns the mean of the loss and of its terms."""
+    model.train()
+    torch.manual_seed(arguments.seed * 1_000_003 + epoch)          # dropout: an epoch can be run again from its start
+    device = batches.device
+    totals, seen = {}, 0
+    progress = tqdm(batches.draw_epoch(epoch), total=len(batches), desc=f"epoch {epoch}/{arguments.epochs}",
+                    unit="batch", leave=False)
+    for ecg, beat, masked_ecg, masked_beat, trend in progress:
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.amp == "bf16"):
+            outputs = model(masked_ecg, masked_beat, trend)
+        losses = forward_loss(outputs, ecg, beat)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        optimizer.step()
+        totals = {name: totals.get(name, 0) + value.detach().double() * len(ecg) for name, value in losses.items()}
+        seen += len(ecg)
+        if progress.n % 20 == 0:
+            progress.set_postfix(loss=f"{float(totals['loss']) / seen:.4f}")
+    means = {name: float(total) / seen for name, total in totals.items()}
+    if not math.isfinite(means["loss"]):
+        raise UserError(f"the loss is not finite in epoch {epoch}; lower --lr, or train with --amp off "
+                        "(the last good checkpoint is kept)")
+    return means
+
+
+class Validation:
+    """Detection AUROC of the split that selects the epoch; None where that is not asked for."""
+
+    def __init__(self, arguments, device):
+        self.arguments, self.device, self.split = arguments, device, SELECTION_SPLIT.get(arguments.select)
+        if self.split:
+            self.signals = open_signals(arguments.data_path, self.split, arguments.dims)
+            self.labels = open_labels(arguments.data_path, self.split, (len(self.signals),))
+            self.r_peaks = load_r_peaks(arguments.data_path, self.split, self.signals)
+
+    def auroc(self, model: MCF, epoch: int) -> float | None:
+        due = epoch % self.arguments.val_every == 0 or epoch == self.arguments.epochs
+        if not (self.split and due):
+            return None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arguments.amp == "bf16"):
+            found = scoring.score_split(model, self.signals, self.r_peaks, self.arguments.protocol,
+                                        self.arguments.mask_ratio, self.device, self.split,
+                                        beats_per_record=self.arguments.val_beats or None)
+        return scoring.detection_auroc(self.labels, found.scores)
+
+
+class Run:
+    """What a training run keeps between epochs, on disk and in memory."""
+
+    def __init__(self, arguments, data_fingerprint: str):
+        self.arguments, self.path = arguments, Path(arguments.save_path)
+        self.last_path = self.path.with_name("last.pt")
+        self.config = {name: value for name, value in vars(arguments).items()
+                       if name not in ("resume", "save_model", "save_path", "data_path", "workers", "device")}
+        self.config["train_fingerprint"] = data_fingerprint
+        self.history, self.best = [], None
+
+    def resume(self, model: MCF, optimizer) -> int:
+        """Continue from last.pt: returns the epochs that are done. Raises UserError where the run was another one."""
+        stored, facts = load_checkpoint(self.last_path)
+        if "optimizer_state_dict" not in facts:
+            raise UserError(f"{self.last_path} cannot be resumed, it holds no optimizer; start without --resume")
+        differing = [name for name in self.config if facts["config"].get(name) != self.config[name]]
+        if differing:
+            raise UserError(f"{self.last_path} was trained with another {', '.join(differing)}; repeat its flags, "
+                            "or start without --resume")
+        model.load_state_dict(stored.state_dict())
+        optimizer.load_state_dict(facts["optimizer_state_dict"])
+        self.history, self.best = facts["history"], facts["best"]
+        return facts["epoch"]
+
+    def keep(self, model: MCF, optimizer, row: dict):
+        """After an epoch: the selected checkpoint where this epoch is it, history.csv, and last.pt last of all."""
+        self.history.append(row)
+        auroc = row[f"{self.arguments.select}_auroc"] if self.arguments.select in SELECTION_SPLIT else None
+        selected = self.arguments.select == "last" or (auroc is not None and (self.best is None or auroc > self.best))
+        if selected:
+            self.best = auroc
+        if not self.arguments.save_model:
+            return
+        facts = {"config": self.config, "epoch": row["epoch"], "metrics": row, "git_commit": git_commit(),
+                 "versions": versions()}
+        if selected:
+            save_checkpoint(self.path, model, **facts)
+        table = io.StringIO()
+        writer = csv.DictWriter(table, HISTORY)
+        writer.writeheader()
+        writer.writerows(self.history)
+        write_atomically(self.path.with_name("history.csv"), lambda file: file.write(table.getvalue().encode()))
+        save_checkpoint(self.last_path, model, **facts, history=self.history, best=self.best,
+                        optimizer_state_dict=optimizer.state_dict())
+
+
+def train(arguments):
+    """Train from the arguments alone; everything random follows from --seed."""
+    device = choose_device(arguments.device)
+    signals = open_signals(arguments.data_path, "train", arguments.dims)
+    rows = choose_rows(signals, arguments)
+    batches = TrainingBatches(signals, rows, load_r_peaks(arguments.data_path, "train", signals), arguments, device)
+    validation = Validation(arguments, device)
+    torch.manual_seed(arguments.seed)
+    model = MCF(arguments.dims, arguments.hidden).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=WEIGHT_DECAY)
+    state = Run(arguments, fingerprint(signals))
+    done = state.resume(model, optimizer) if arguments.resume else 0
+    print(f"training on {len(rows)} normal records, protocol {arguments.protocol}, epoch kept: {arguments.select}, "
+          f"on {device}" + (f", after {done} epochs" if done else ""))
+    for epoch in range(done + 1, arguments.epochs + 1):
+        started = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(arguments, epoch)
+        losses = train_epoch(model, optimizer, batches, epoch, arguments)
+        row = {"epoch": epoch, "loss": losses["loss"], **{f"loss_{term}": losses[term]
+                                                          for term in ("global", "local", "trend")},
+               "lr": learning_rate(arguments, epoch), "val_auroc": None, "test_auroc": None}
+        auroc = validation.auroc(model, epoch)
+        if validation.split:
+            row[f"{validation.split}_auroc"] = auroc
+        row["seconds"] = round(time.perf_counter() - started, 2)
+        state.keep(model, optimizer, row)
+        tqdm.write(f"epoch {epoch:3d}  loss {row['loss']:.4f}"
+                   + (f"  {validation.split} AUROC {auroc:.4f}" if auroc is not None else "")
+                   + f"  {row['seconds']:.0f} s")
+    if arguments.save_model:
+        print(f"checkpoint: {arguments.save_path}\nscore it with: python test.py --data_path {arguments.data_path} "
+              f"--load_model 1 --load_path {arguments.save_path}")
+
+
+def main():
+    arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)       # a polite kill ends as Ctrl-C does
+    try:
+        train(arguments)
+    except KeyboardInterrupt:
+        if arguments.save_model:
+            print("\ninterrupted; the same command with --resume goes on after the last whole epoch")
+        raise
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,109 @@
+"""What every script shares and no stage owns: user errors, atomic files, provenance."""
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "wfdb", "heartpy")
+
+
+class UserError(Exception):
+    """Something the user can mend. The message is one sentence that names the file or flag, and the remedy."""
+
+
+def run(main):
+    """Call a script's main(); a UserError becomes its sentence and exit code 2, Ctrl-C exit code 130."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def write_atomically(path, write):
+    """Let write(binary file) fill a temporary file beside path, flush it to disk, and rename it to path.
+
+    Whatever goes wrong, path holds either what it held before or the whole new content.
+    Raises UserError where the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error.strerror}); free some space or choose another folder"
+                        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_json(path, content: dict):
+    """Write a dict as readable JSON, atomically. NaN is refused: no reader of JSON has to expect it."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def sha256_of(path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_commit() -> str:
+    """The commit this code is at, with "-dirty" where tracked files differ from it; "unknown" outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"],
+                                 capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("-dirty" if changed else "")
+
+
+def versions() -> dict:
+    """Python's and the packages' versions, None for a package that is not installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def choose_device(name: str):
+    """The torch.device for --device auto, cpu, cuda or mps. Raises UserError where it is not there."""
+    import torch
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise UserError(f"--device {name} is not available on this machine; use --device auto")
+    return torch.device(name)
+
+
+def add_published_flags(parser):
+    """Add the flags that the published train.py and test.py share; returns their group."""
+    group = parser.add_argument_group("published flags")
+    group.add_argument("--data_path", default="./data/", help="folder of the arrays (default %(default)s)")
+    group.add_argument("--epochs", type=int, default=50, help="(default %(default)s)")
+    group.add_argument("--dims", type=int, default=12, help="leads (default %(default)s)")
+    group.add_argument("--hidden", type=int, default=50, help="channels of a token (default %(default)s)")
+    group.add_argument("--mask_ratio", type=int, default=30, help="percent masked (default %(default)s)")
+    group.add_argument("--batch_size", type=int, default=32, help="records a training step (default %(default)s)")
+    group.add_argument("--lr", type=float, default=1e-4, help="initial learning rate (default %(default)s)")
+    group.add_argument("--seed", type=int, default=0, help="of all that is random (default %(default)s)")
+    return group
