@@ -68,10 +68,11 @@ def scoring_masks(protocol: str, mask_ratio: int) -> tuple:
 
     paper: pass j masks mask_ratio global patches at 48 j + k * 4800 / mask_ratio, and 100 samples of the beat; at the
     published ratio of 30, three passes cover 90 % of the recording and never the last 260 samples of the beat.
-    clean: 100 / mask_ratio passes (rounded) that together mask every global and every beat sample exactly once.
+    clean: 100 / mask_ratio passes (rounded, two at least) that together mask every global and every beat sample
+    exactly once.
     """
     if protocol == "clean":
-        passes = max(1, round(100 / mask_ratio))
+        passes = max(2, round(100 / mask_ratio))
         global_pass = torch.arange(GLOBAL_LENGTH) // PATCH_LENGTH % passes
         local_pass = torch.arange(BEAT_LENGTH) * passes // BEAT_LENGTH
         number = torch.arange(passes)[:, None]

@@ -39,8 +39,8 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--data_path", default="./data/", help="folder for the arrays (default %(default)s)")
     data.add_argument("--sampling_rate", type=int, choices=sorted(FILE_COLUMN), default=500,
                       help="which of PTB-XL's two sets of files to read, in Hz (default %(default)s)")
-    data.add_argument("--benchmark_truth", help="localization_truth.npz with ecg_id (M,) and label (M, 5000, 12): makes "
-                      "the localization benchmark of its records in fold 10")
+    data.add_argument("--benchmark_truth", help="localization_truth.npz with ecg_id (M,) and label (M, 5000, 12): "
+                      "makes the localization benchmark of its records in fold 10")
     data.add_argument("--limit", type=int, help="only the first records of the table, for a trial")
     data.add_argument("--allow_missing", action="store_true", help="go on without the files that the folder lacks")
     running = parser.add_argument_group("running")
@@ -194,7 +194,9 @@ class SplitWriter:
         self.data_path, self.split = data_path, split
         record_shape = (signals.RECORD_LENGTH, len(signals.LEAD_NAMES))
         self.signals = RowWriter(arrays.signal_path(data_path, split), record_shape, np.float32)
-        self.truth = RowWriter(arrays.label_path(data_path, split), record_shape, np.uint8) if split == "benchmark" else None
+        self.truth = None
+        if split == "benchmark":
+            self.truth = RowWriter(arrays.label_path(data_path, split), record_shape, np.uint8)
         self.r_peaks, self.records = [], []
 
     def append(self, record, filtered, r_peaks, truth=None):

@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from arrays import SIGNAL_FILES, read_rows
 from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, valid_beats
-from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, MCF, compute_trend, restoration_errors
+from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, MCF, compute_trend, restoration_errors
 
 PROTOCOLS = ("paper", "clean")
 SMOOTHING = 15                      # samples, sigma of the Gaussian over a lead's score map
 RECORDS_AT_ONCE = 32                # records whose tokens are held together
-BEATS_AT_ONCE = 32                  # beats a forward pass of the decoders
+BEATS_AT_ONCE = {"cpu": 8, "mps": 64, "cuda": 256}     # a pass through the decoders; on the CPU, what its cache holds
 
 
 @dataclass
@@ -81,32 +81,33 @@ def score_records(model: MCF, records: torch.Tensor, beats: list, masks: list, p
     and local (P, 480).
     """
     device = records.device
+    at_once = BEATS_AT_ONCE[device.type]
     ecg = crop_global(records)
     trend_tokens = model.encode_trend(compute_trend(ecg))
     owners = torch.cat([torch.full((len(found),), row) for row, found in enumerate(beats)]).to(device)
     positions = torch.from_numpy(np.concatenate(beats)).to(device)
-    sums = torch.zeros(len(records), dtype=torch.float64, device=device)
+    found = []                                                          # a score for every pass and beat
     maps = RestorationMaps(records, len(masks[0]), protocol) if with_maps else None
     for global_mask, local_mask in zip(*masks):
         global_tokens = model.encode_global(mask_out(ecg, global_mask))
-        for start in range(0, len(owners), BEATS_AT_ONCE):
-            owner, position = owners[start:start + BEATS_AT_ONCE], positions[start:start + BEATS_AT_ONCE]
+        for owner, position in zip(owners.split(at_once), positions.split(at_once)):
             beat = cut_beats(records, owner, position)
             attended = model.cross_attend(global_tokens[owner], model.encode_local(mask_out(beat, local_mask)))
             outputs = (model.restore_signal(model.global_decoder, attended[0]),
                        model.restore_signal(model.local_decoder, attended[1]),
                        model.restore_trend(attended[0], trend_tokens[owner]))
             errors = restoration_errors(outputs, ecg[owner], beat)
-            sums.index_add_(0, owner, sum(error.mean(dim=(1, 2)) for error in errors).double())
+            found.append(sum(error.mean(dim=(1, 2)) for error in errors))
             if with_maps:
                 maps.add(errors, owner, position)
-    beats_of = torch.bincount(owners, minlength=len(records))
-    scores = sums / (beats_of * len(masks[0]))
-    return scores.cpu().numpy(), maps.combine(beats_of) if with_maps else None
+    found = torch.cat(found).float().cpu().numpy().reshape(len(masks[0]), -1).mean(axis=0, dtype=np.float64)
+    number = np.array([len(positions) for positions in beats])
+    scores = np.bincount(owners.cpu().numpy(), weights=found) / number
+    return scores, maps.combine(torch.from_numpy(number).to(device)) if with_maps else None
 
 
 class RestorationMaps:
-    """Gathers error maps beat by beat: the global and trend errors as they are, the local ones at their beat's place."""
+    """Gathers error maps beat by beat: the global and trend errors as they are, local ones at their beat's place."""
 
     def __init__(self, records: torch.Tensor, passes: int, protocol: str):
         self.passes, self.protocol = passes, protocol

@@ -24,7 +24,8 @@ from arrays import fingerprint, load_r_peaks, load_records, open_labels, open_si
 from dataloader import TrainingBatches
 from model import MCF, forward_loss, load_checkpoint, save_checkpoint
 from preprocess import VALIDATION_FOLD
-from utils import UserError, add_published_flags, choose_device, git_commit, run, versions, write_atomically
+from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit, run, versions,
+                   write_atomically)
 
 WEIGHT_DECAY = 1e-5
 HISTORY = ("epoch", "loss", "loss_global", "loss_local", "loss_trend", "lr", "val_auroc", "test_auroc", "seconds")
@@ -37,11 +38,11 @@ def parse_arguments() -> argparse.Namespace:
     published.add_argument("--save_model", type=int, choices=(0, 1), default=1, help="write checkpoints (default 1)")
     published.add_argument("--save_path", default="./ckpt/mymodel_new.pt", help="checkpoint (default %(default)s)")
     method = parser.add_argument_group("method")
-    method.add_argument("--protocol", choices=scoring.PROTOCOLS, help="paper: train on the normals of folds 1-9; clean: "
-                        "of folds 1-8 (default: clean where the folds are known, else paper)")
-    method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, the "
-                        "last, or the best on the test set as the authors did, which is optimistic (default: val where "
-                        "fold 9 is held back, else last)")
+    method.add_argument("--protocol", choices=scoring.PROTOCOLS, help="paper: train on the normals of folds 1-9; "
+                        "clean: of folds 1-8 (default: clean where the folds are known, else paper)")
+    method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, "
+                        "the last, or the best on the test set as the authors did, which is optimistic (default: val "
+                        "where fold 9 is held back, else last)")
     method.add_argument("--val_every", type=int, default=1, help="validate after every so many epochs, and the last")
     method.add_argument("--val_beats", type=int, default=2, help="beats a record in validation (default %(default)s; "
                         "0: all, as in test.py)")
@@ -52,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     running.add_argument("--workers", type=int, default=0, help="processes that read records (default: none)")
     running.add_argument("--resume", action="store_true", help="go on from last.pt beside --save_path")
     arguments = parser.parse_args()
+    check_published_flags(arguments)
     for name, least in (("val_every", 1), ("val_beats", 0), ("workers", 0)):
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} must be {least} or more, not {getattr(arguments, name)}")
@@ -99,7 +101,7 @@ def train_epoch(model: MCF, optimizer, batches: TrainingBatches, epoch: int, arg
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
-        totals = {name: totals.get(name, 0) + value.detach().double() * len(ecg) for name, value in losses.items()}
+        totals = {name: totals.get(name, 0) + value.detach() * len(ecg) for name, value in losses.items()}
         seen += len(ecg)
         if progress.n % 20 == 0:
             progress.set_postfix(loss=f"{float(totals['loss']) / seen:.4f}")

@@ -1,0 +1,35 @@
+# make demo                  simulated ECGs -> arrays -> a short training -> both AUROCs, nothing to download but packages
+# make test                  the tests
+# make reproduce PTBXL=DIR   the paper's run, on PTB-XL as PhysioNet lays it out
+#
+# Each target makes .venv from requirements.txt first. DATA, OUT and RATE may be set.
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+DATA ?= data
+OUT ?= results
+RATE ?= 500
+
+.PHONY: demo test reproduce
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet -r requirements.txt
+	touch $@
+
+demo: .venv/installed
+	$(RUN) synthetic.py --out demo/ptb-xl --records 600
+	$(RUN) preprocess.py --ptbxl_path demo/ptb-xl --data_path demo/data \
+		--benchmark_truth demo/ptb-xl/localization_truth.npz
+	$(RUN) train.py --data_path demo/data --save_path demo/ckpt/model.pt --epochs 12 --batch_size 16 --lr 1e-3 \
+		--val_every 6
+	$(RUN) test.py --data_path demo/data --load_path demo/ckpt/model.pt --output_dir demo/results
+
+test: .venv/installed
+	$(RUN) -m pytest tests -q
+
+reproduce: .venv/installed
+	@test -n "$(PTBXL)" || { echo "error: name the PTB-XL folder: make reproduce PTBXL=DIR" >&2; exit 2; }
+	$(RUN) preprocess.py --ptbxl_path "$(PTBXL)" --data_path $(DATA) --sampling_rate $(RATE)
+	$(RUN) train.py --data_path $(DATA) --protocol paper --epochs 50 --save_path ckpt/reproduce/model.pt
+	$(RUN) test.py --data_path $(DATA) --load_path ckpt/reproduce/model.pt --output_dir $(OUT)

@@ -1,0 +1,122 @@
+"""test.py and train.py as their users call them: the authors' command lines, the report's files, the refusals."""
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import run_script
+from sklearn.metrics import roc_auc_score
+
+TEST_LINE = ("--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt")
+TRAIN_LINE = ("--data_path", "./data/", "--save_model", "1", "--save_path", "./ckpt/mymodel_new.pt")
+
+
+@pytest.fixture
+def workplace(simulated, published_state, tmp_path):
+    """A folder as a user has it: simulated arrays in data/, a published-format checkpoint in ckpt/."""
+    shutil.copytree(simulated, tmp_path / "data")
+    (tmp_path / "ckpt").mkdir()
+    torch.save({"model_state_dict": published_state}, tmp_path / "ckpt" / "mymodel.pt")
+    return tmp_path
+
+
+@pytest.fixture
+def authors_workplace(simulated, published_state, tmp_path):
+    """The same in the authors' layout: a few float64 rows, no sidecars, no benchmark."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (tmp_path / "ckpt").mkdir()
+    torch.save({"model_state_dict": published_state}, tmp_path / "ckpt" / "mymodel.pt")
+    labels = np.load(simulated / "label.npy")
+    rows = np.r_[np.flatnonzero(labels == 0)[:3], np.flatnonzero(labels == 1)[:3]]
+    np.save(data / "train.npy", np.load(simulated / "train.npy")[:12].astype(np.float64))
+    np.save(data / "test.npy", np.load(simulated / "test.npy")[rows].astype(np.float64))
+    np.save(data / "label.npy", labels[rows].astype(np.float64))
+    return tmp_path
+
+
+def test_report_is_complete_and_consistent(workplace):
+    """results.json, the scores and the maps agree with each other and with the arrays, and hold the provenance."""
+    finished = run_script("test.py", *TEST_LINE, "--save_maps", 1, cwd=workplace)
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads((workplace / "results" / "results.json").read_text())
+    scores = pd.read_csv(workplace / "results" / "detection_scores.csv")
+    truth = np.load(workplace / "data" / "benchmark_label.npy")[:, 100:4900]
+    assert list(scores.columns) == ["ecg_id", "label", "paper", "clean"]
+    assert scores["label"].tolist() == np.load(workplace / "data" / "label.npy").tolist()
+    assert scores["ecg_id"].tolist() == pd.read_csv(workplace / "data" / "test_records.csv")["ecg_id"].tolist()
+    for protocol in ("paper", "clean"):
+        entry = results[protocol]
+        maps = np.load(workplace / "results" / f"localization_maps_{protocol}.npy")
+        assert maps.shape == truth.shape and maps.dtype == np.float32
+        assert entry["detection_auroc"] == pytest.approx(roc_auc_score(scores["label"], scores[protocol]))
+        assert entry["localization_auroc_pooled"] == pytest.approx(roc_auc_score(truth.ravel(), maps.ravel()))
+        per_record = [roc_auc_score(label.ravel(), score.ravel()) for label, score in zip(truth, maps)]
+        assert entry["localization_auroc_per_record"] == pytest.approx(np.mean(per_record))
+        assert entry["counts"]["records"] == len(scores) and entry["seconds"]["detection"] > 0
+        assert f"{protocol}" in finished.stdout and f"{entry['detection_auroc']:.4f}" in finished.stdout
+    assert len(results["checkpoint"]["sha256"]) == 64 and results["device"] and results["versions"]["torch"]
+    assert results["data"]["audit"]["test"]["normal"] == int((scores["label"] == 0).sum())
+
+
+def test_authors_lines_run_on_the_authors_layout(authors_workplace):
+    """Both published command lines, word for word, on float64 arrays without sidecars; localization says what it needs."""
+    finished = run_script("train.py", *TRAIN_LINE, "--epochs", 1, cwd=authors_workplace)
+    assert finished.returncode == 0, finished.stderr
+    assert "protocol paper, epoch kept: last" in finished.stdout
+    assert (authors_workplace / "data" / "train_r_peaks.npz").exists()
+    finished = run_script("test.py", *TEST_LINE[:-1], "./ckpt/mymodel_new.pt", cwd=authors_workplace)
+    assert finished.returncode == 0, finished.stderr
+    assert "localization is skipped" in finished.stdout and "benchmark_data.npy" in finished.stdout
+    results = json.loads((authors_workplace / "results" / "results.json").read_text())
+    assert results["paper"]["localization_auroc_pooled"] is None and results["data"] is None
+    assert results["checkpoint"]["epoch"] == 1
+
+
+def test_one_protocol(authors_workplace):
+    """--protocol paper scores that protocol alone, and only its column is written."""
+    finished = run_script("test.py", *TEST_LINE, "--protocol", "paper", "--output_dir", "out", cwd=authors_workplace)
+    assert finished.returncode == 0, finished.stderr
+    assert list(pd.read_csv(authors_workplace / "out" / "detection_scores.csv")) == ["ecg_id", "label", "paper"]
+    assert "clean" not in json.loads((authors_workplace / "out" / "results.json").read_text())
+
+
+def break_array(path, change):
+    np.save(path, change(np.load(path)))
+
+
+@pytest.mark.parametrize("name, change, message", [
+    ("test.npy", lambda a: a[:, :4000], "test.npy"), ("test.npy", lambda a: a[..., :8], "test.npy"),
+    ("test.npy", lambda a: np.where(np.arange(len(a))[:, None, None] == 2, np.nan, a), "row 2"),
+    ("test.npy", lambda a: a.astype(int), "test.npy"), ("label.npy", lambda a: a[:-1], "label.npy"),
+    ("label.npy", lambda a: a + 1, "label.npy"), ("label.npy", lambda a: a * 0, "label.npy")])
+def test_bad_arrays_are_refused(authors_workplace, name, change, message):
+    """An array that cannot be scored ends in one sentence that names it, exit code 2, and no report."""
+    break_array(authors_workplace / "data" / name, change)
+    refuse(authors_workplace, TEST_LINE, message)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (("--load_path", "absent.pt"), "absent.pt"), (("--hidden", "64"), "--hidden 50"), (("--dims", "8"), "--dims 12"),
+    (("--mask_ratio", "0"), "--mask_ratio"), (("--data_path", "nowhere"), "nowhere"), (("--device", "cuda"), "cuda")])
+def test_bad_flags_are_refused(authors_workplace, flags, message):
+    """A flag that does not fit ends in one sentence that names it, or what it should have been."""
+    if flags[1] == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    refuse(authors_workplace, (*TEST_LINE, *flags), message)
+
+
+def refuse(folder, line, message):
+    finished = run_script("test.py", *line, cwd=folder)
+    last = finished.stderr.rstrip("\n").split("\n")[-1]
+    assert finished.returncode == 2 and "Traceback" not in finished.stderr
+    assert last.split("\r")[-1].strip().startswith("error: ") and message in last
+    assert not (folder / "results").exists()
+
+
+def test_untrained_network_is_said_to_be_one(authors_workplace):
+    """--load_model 0 scores an untrained network, as published, and says so."""
+    finished = run_script("test.py", "--load_model", 0, "--protocol", "paper", cwd=authors_workplace)
+    assert finished.returncode == 0 and "untrained" in finished.stdout

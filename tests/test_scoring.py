@@ -1,0 +1,90 @@
+"""Scores: their AUROCs, their maps, and that how the work is batched does not show in them."""
+import numpy as np
+import pytest
+import torch
+
+import scoring
+from arrays import load_r_peaks, open_signals
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def some_records(simulated):
+    """Five simulated test records with their R peaks, the last without any."""
+    signals = open_signals(simulated, "test", 12)
+    return np.array(signals[:5]), load_r_peaks(simulated, "test", signals)[:4] + [np.zeros(0, np.int32)]
+
+
+@pytest.mark.parametrize("protocol", scoring.PROTOCOLS)
+def test_batching_does_not_show(model, some_records, protocol, monkeypatch):
+    """Scores and maps are the same for any number of records and beats at once."""
+    signals, r_peaks = some_records
+    whole = scoring.score_split(model, signals, r_peaks, protocol, 30, CPU, "test", with_maps=True)
+    monkeypatch.setattr(scoring, "RECORDS_AT_ONCE", 2)
+    monkeypatch.setattr(scoring, "BEATS_AT_ONCE", {"cpu": 3})
+    parts = scoring.score_split(model, signals, r_peaks, protocol, 30, CPU, "test", with_maps=True)
+    np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5)
+    np.testing.assert_allclose(parts.maps, whole.maps, rtol=1e-4, atol=1e-6)
+
+
+def test_clean_does_not_see_the_unit(model, some_records):
+    """Under the clean protocol a record scores the same in another unit and with an offset; under paper not."""
+    signals, r_peaks = (part[:1] for part in some_records)
+    for protocol, same in (("clean", True), ("paper", False)):
+        first, second = (scoring.score_split(model, record, r_peaks, protocol, 30, CPU, "test").scores[0]
+                         for record in (signals, signals * 3 + 1))
+        assert (abs(first / second - 1) < 1e-4) == same, protocol
+
+
+def test_hard_records_get_finite_scores(model):
+    """A record of zeros, one with a flat lead and one of pure noise are scored and counted, none becomes NaN."""
+    rng = np.random.default_rng(0)
+    records = rng.normal(0, 0.1, (3, 5000, 12)).astype(np.float32)
+    records[0] = 0
+    records[1, :, 5] = 0
+    for protocol in scoring.PROTOCOLS:
+        found = scoring.score_split(model, records, [np.zeros(0, int), np.array([150, 900]), np.array([100, 4700])],
+                                    protocol, 30, CPU, "test", with_maps=True)
+        assert np.isfinite(found.scores).all() and np.isfinite(found.maps).all()
+        assert (found.without_r_peak, found.without_valid_beat) == (1, 2)
+
+
+def test_mode_of_the_model_is_kept(model, some_records):
+    """Scoring runs in eval mode and leaves a training network in training mode."""
+    signals, r_peaks = (part[:1] for part in some_records)
+    evaluated = scoring.score_split(model, signals, r_peaks, "clean", 30, CPU, "test").scores
+    model.train()
+    try:
+        trained = scoring.score_split(model, signals, r_peaks, "clean", 30, CPU, "test").scores
+        assert model.training and trained == evaluated
+    finally:
+        model.eval()
+
+
+def test_thin_out():
+    """Fewer beats are spread over the record; None keeps all."""
+    positions = np.arange(10) * 400 + 300
+    assert scoring.thin_out(positions, None) is positions and scoring.thin_out(positions[:2], 3).tolist() == [300, 700]
+    for count in (1, 2, 5):
+        chosen = scoring.thin_out(positions, count)
+        assert len(set(chosen.tolist())) == count and set(chosen) <= set(positions)
+
+
+def test_auroc_polarity():
+    """A higher score means more anomalous: perfect scores give 1, reversed ones 0."""
+    labels = np.array([0, 0, 1, 1])
+    assert scoring.detection_auroc(labels, np.array([0.1, 0.2, 0.3, 0.4])) == 1
+    assert scoring.detection_auroc(labels, np.array([0.4, 0.3, 0.2, 0.1])) == 0
+
+
+def test_localization_auroc_pooled_and_per_record():
+    """Pooled mixes finding the record with finding the place; per record does not, and skips one-sided records."""
+    labels = np.zeros((3, 10, 2), int)
+    labels[0, :3], labels[1, 5:] = 1, 1                                     # the third has no anomalous point
+    maps = labels.astype(float)
+    maps[1] = 10 * (1 - labels[1])                                          # wrong in place, and loud
+    found = scoring.localization_auroc(labels, maps)
+    assert found["per_record"] == 0.5 and found["records"] == 2
+    pairs = [(a > b) + 0.5 * (a == b) for a in maps[labels == 1] for b in maps[labels == 0]]
+    assert abs(found["pooled"] - np.mean(pairs)) < 1e-12
