@@ -10,21 +10,23 @@
 
 Train, test, label and the two benchmark files are the published implementation's; its float64 arrays load too.
 """
+import csv
 import hashlib
 import json
-import zipfile
+import os
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from signals import LEAD_II, RECORD_LENGTH, find_r_peaks
-from utils import UserError, write_atomically
+from utils import UserError, unwritable, write_atomically
 
 SIGNAL_FILES = {"train": "train.npy", "val": "val.npy", "test": "test.npy", "benchmark": "benchmark_data.npy"}
 LABEL_FILES = {"val": "val_label.npy", "test": "label.npy", "benchmark": "benchmark_label.npy"}
 MANIFEST = "manifest.json"
+VALIDATION_FOLD, TEST_FOLD = 9, 10
+RECORD_COLUMNS = {"ecg_id": int, "fold": int, "label": int, "superclasses": str, "statements": str, "r_peaks": int}
 FINGERPRINT_ROWS = 32
 
 
@@ -51,11 +53,14 @@ def records_path(data_path, split: str) -> Path:
 def load_npy(path) -> np.ndarray:
     """Map an .npy file into memory, read only. Pickled objects are refused. Raises UserError."""
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; make it with preprocess.py, or name its folder with --data_path") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a readable .npy array ({str(error)[:100]}); make it again") from error
+    except Exception as error:          # numpy evaluates the header: a damaged one raises whatever its parser meets
+        raise UserError(f"{path} is not a readable .npy array ({type(error).__name__}); make it again") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path} is an archive, not an .npy array; make it again")
+    return array
 
 
 def open_signals(data_path, split: str, leads: int) -> np.ndarray:
@@ -104,12 +109,17 @@ def fingerprint(signals: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def save_r_peaks(path, r_peaks: list, signals_fingerprint: str):
-    """Write the R peaks of each record as one (records, most peaks) int32 array, padded with -1."""
+def pack_r_peaks(file, r_peaks: list, signals_fingerprint: str):
+    """Write the R peaks of each record to a binary file as one (records, most peaks) int32 array, padded with -1."""
     padded = np.full((len(r_peaks), max(map(len, r_peaks), default=0)), -1, dtype=np.int32)
     for row, found in zip(padded, r_peaks):
         row[:len(found)] = found
-    write_atomically(path, lambda file: np.savez_compressed(file, peaks=padded, fingerprint=signals_fingerprint))
+    np.savez_compressed(file, peaks=padded, fingerprint=signals_fingerprint)
+
+
+def save_r_peaks(path, r_peaks: list, signals_fingerprint: str):
+    """Write the sidecar of R peaks, atomically. Raises UserError."""
+    write_atomically(path, lambda file: pack_r_peaks(file, r_peaks, signals_fingerprint))
 
 
 def load_r_peaks(data_path, split: str, signals: np.ndarray) -> list:
@@ -122,10 +132,10 @@ def load_r_peaks(data_path, split: str, signals: np.ndarray) -> list:
     if path.exists():
         try:
             with np.load(path, allow_pickle=False) as stored:
-                if str(stored["fingerprint"]) == wanted:
-                    return [row[row >= 0] for row in stored["peaks"]]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            print(f"{path} is not readable ({str(error)[:80]}); finding the R peaks again")
+                if str(stored["fingerprint"]) == wanted and len(stored["peaks"]) == len(signals):
+                    return [row[row >= 0].astype(np.int32) for row in stored["peaks"]]
+        except Exception as error:      # whatever is wrong with it, a sidecar can be made again
+            print(f"{path} is not readable ({type(error).__name__}); finding the R peaks again")
         else:
             print(f"{path} belongs to other signals; finding the R peaks again")
     lead = min(LEAD_II, signals.shape[2] - 1)
@@ -149,14 +159,96 @@ def load_manifest(data_path) -> dict | None:
                         "or delete it") from error
 
 
-def load_records(data_path, split: str, signals: np.ndarray) -> pd.DataFrame | None:
-    """The table of a split's records in row order, or None where none belongs to these signals.
+def load_records(data_path, split: str, signals: np.ndarray) -> dict | None:
+    """The table of a split's records by column, in row order, or None where none belongs to these signals.
 
     The manifest says which signals the table was written for, so arrays that were exchanged do not inherit ids.
+    Raises UserError where the table is damaged.
     """
-    manifest, path = load_manifest(data_path), records_path(data_path, split)
-    described = (manifest or {}).get("arrays", {}).get(split, {})
-    if not path.exists() or described.get("fingerprint") != fingerprint(signals):
+    path = records_path(data_path, split)
+    if not path.exists() or not describes(load_manifest(data_path), split, signals):
         return None
-    records = pd.read_csv(path, keep_default_na=False)
-    return records if len(records) == len(signals) else None
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        names = [name for name in RECORD_COLUMNS if not rows or name in rows[0]]
+        table = {name: np.array([RECORD_COLUMNS[name](row[name]) for row in rows]) for name in names}
+        if not rows or "ecg_id" not in table or any(None in row for row in rows):
+            raise ValueError("rows or columns are missing")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is not a readable table ({str(error)[:80]}); make it again with preprocess.py, or "
+                        "delete it") from error
+    return table if len(rows) == len(signals) else None
+
+
+def describes(manifest: dict | None, split: str, signals: np.ndarray) -> bool:
+    """Whether a manifest was written for these very signals."""
+    try:
+        return manifest["arrays"][split]["fingerprint"] == fingerprint(signals)
+    except (KeyError, TypeError):
+        return False
+
+
+class RowWriter:
+    """Streams rows into an .npy file whose number of rows is known at the end only."""
+
+    def __init__(self, path: Path, row_shape: tuple, dtype):
+        self.path, self.row_shape, self.dtype, self.rows = path, row_shape, np.dtype(dtype), 0
+        self.file = open(path, "wb")
+        self._write_header()
+
+    def _write_header(self):
+        # numpy pads headers so that the number of rows may grow in place
+        np.lib.format.write_array_header_1_0(self.file, {
+            "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False,
+            "shape": (self.rows, *self.row_shape)})
+
+    def append(self, row: np.ndarray):
+        """Add a row of row_shape."""
+        self.file.write(np.ascontiguousarray(row, dtype=self.dtype).tobytes())
+        self.rows += 1
+
+    def finish(self):
+        """Put the number of rows into the header and the file on the disk."""
+        self.file.seek(0)
+        self._write_header()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+
+
+class Staging:
+    """New files for a data folder, each NAME.part until publish() gives all of them their names at once.
+
+    So an interrupted run leaves nothing that looks finished, and no old file beside new ones.
+    """
+
+    def __init__(self, data_path: Path):
+        self.data_path, self.paths = data_path, []
+        data_path.mkdir(parents=True, exist_ok=True)
+
+    def stage(self, path: Path) -> Path:
+        """The name under which the content of path is written until it is published."""
+        self.paths.append(path)
+        return path.with_name(path.name + ".part")
+
+    def write(self, path: Path, write):
+        """Let write(binary file) fill the staged file of path."""
+        with open(self.stage(path), "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def publish(self):
+        """Rename everything. The old manifest goes first, so nothing is taken for what it described."""
+        (self.data_path / MANIFEST).unlink(missing_ok=True)
+        for path in self.paths:
+            try:
+                os.replace(path.with_name(path.name + ".part"), path)
+            except OSError as error:
+                raise unwritable(path, error) from error
+
+    def discard(self):
+        """Remove what was not published."""
+        for path in self.paths:
+            path.with_name(path.name + ".part").unlink(missing_ok=True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from arrays import SIGNAL_FILES, read_rows
+from arrays import SIGNAL_FILES, load_npy, read_rows, signal_path
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, compute_trend, scale_minmax
 
 PATCH_LENGTH = 48                                   # samples of a global mask's patch, 100 patches a recording
@@ -28,8 +28,8 @@ def valid_beats(r_peaks: np.ndarray) -> tuple:
     return np.arange(FIRST_R + BEAT_BEFORE, LAST_R, BEAT_LENGTH), False
 
 
-def crop_global(records: torch.Tensor) -> torch.Tensor:
-    """(B, 5000, leads) -> what the network sees of them, (B, 4800, leads)."""
+def crop_global(records):
+    """(B, 5000, leads), torch or numpy, -> what the network sees of them, (B, 4800, leads)."""
     return records[:, GLOBAL_START:GLOBAL_START + GLOBAL_LENGTH]
 
 
@@ -89,19 +89,23 @@ def scoring_masks(protocol: str, mask_ratio: int) -> tuple:
     return global_masks, local_masks
 
 
-class Records(Dataset):
-    """The rows of a split's array, fetched a batch at a time so that workers read the memory map in their own time."""
+class TrainingRecords(Dataset):
+    """The rows of train.npy, fetched a batch at a time; every worker process maps the file for itself."""
 
-    def __init__(self, signals: np.ndarray, split: str):
-        self.signals, self.name = signals, SIGNAL_FILES[split]
-
-    def __len__(self):
-        return len(self.signals)
+    def __init__(self, data_path):
+        self.data_path, self.signals = data_path, None
 
     def __getitems__(self, rows: list) -> tuple:
         """Row numbers -> (the numbers (B,), their records (B, 5000, leads) float32)."""
+        if self.signals is None:
+            self.signals = load_npy(signal_path(self.data_path, "train"))
         order = np.asarray(rows)
-        return torch.from_numpy(order), torch.from_numpy(read_rows(self.signals, order, self.name))
+        return torch.from_numpy(order), torch.from_numpy(read_rows(self.signals, order, SIGNAL_FILES["train"]))
+
+
+def as_it_is(batch):
+    """A batch that __getitems__ has already put together (DataLoader would stack its parts)."""
+    return batch
 
 
 class TrainingBatches:
@@ -110,12 +114,12 @@ class TrainingBatches:
     All that is random follows from (seed, epoch), whatever the number of workers, so any epoch can be drawn again.
     """
 
-    def __init__(self, signals: np.ndarray, rows: np.ndarray, r_peaks: list, arguments, device: torch.device):
-        """rows: the rows of signals to train on; r_peaks: of every row of signals.
+    def __init__(self, rows: np.ndarray, r_peaks: list, arguments, device: torch.device):
+        """rows: the rows of train.npy to train on; r_peaks: of every one of its rows.
 
-        arguments: batch_size, mask_ratio, seed and workers are used.
+        arguments: data_path, batch_size, mask_ratio, seed and workers are used.
         """
-        self.dataset, self.rows, self.device = Records(signals, "train"), rows, device
+        self.dataset, self.rows, self.device = TrainingRecords(arguments.data_path), rows, device
         self.beats = {int(row): valid_beats(r_peaks[row])[0] for row in rows}
         self.batch_size, self.mask_ratio = arguments.batch_size, arguments.mask_ratio
         self.seed, self.workers = arguments.seed, arguments.workers
@@ -129,7 +133,7 @@ class TrainingBatches:
         order = self.rows[torch.randperm(len(self.rows), generator=generator).numpy()]
         batches = [order[start:start + self.batch_size].tolist() for start in range(0, len(order), self.batch_size)]
         loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=self.workers,
-                            collate_fn=lambda batch: batch, pin_memory=self.device.type == "cuda")
+                            collate_fn=as_it_is, pin_memory=self.device.type == "cuda")
         for rows, records in loader:
             chance = torch.rand(len(rows), generator=generator)
             chosen = [self.beats[row][int(part * len(self.beats[row]))]

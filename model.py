@@ -7,8 +7,7 @@ know by self-attention over their joined tokens; a third decoder restores the re
 
 Every signal is (batch, samples, leads) outside the network and (batch, leads, samples) inside it.
 """
-import pickle
-
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -22,6 +21,10 @@ WIDTHS = (32, 64, 128, 256, 512)            # channels after each stride-2 convo
 TOKEN_KERNEL = 15                           # 150 feature samples -> 136 tokens, 15 -> 1
 GLOBAL_TOKENS = GLOBAL_LENGTH // 2 ** len(WIDTHS) - TOKEN_KERNEL + 1
 TREND_LAG = 5                               # samples, 10 ms at 500 Hz
+
+# A checkpoint of others may hold its metrics as numpy scalars, harmless but refused by weights_only on their own.
+NUMPY_SCALARS = [np.dtype, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np._core.multiarray.scalar,
+                 *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4"))]
 
 
 def build_encoder(leads: int, hidden: int) -> nn.Sequential:
@@ -204,11 +207,12 @@ def load_checkpoint(path) -> tuple:
     unpickled. Raises UserError where the file is missing, unsafe, damaged, or not of this network.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; train one with train.py, or name another checkpoint") from None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} cannot be read as a checkpoint of plain tensors ({type(error).__name__}); "
+    except Exception as error:          # on a damaged file the unpickler raises whatever it meets
+        raise UserError(f"{path} cannot be read as a checkpoint of plain types and tensors ({type(error).__name__}); "
                         "name another checkpoint, or train it again") from error
     try:
         state = dict(content.pop("model_state_dict"))

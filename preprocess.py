@@ -13,8 +13,12 @@ import ast
 import multiprocessing
 import os
 import signal
+import threading
+import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -24,11 +28,12 @@ from tqdm import tqdm
 
 import arrays
 import signals
-from utils import UserError, git_commit, run, save_json, versions, write_atomically
+from arrays import TEST_FOLD, VALIDATION_FOLD
+from utils import UserError, git_commit, run, save_json, unwritable, versions
 
-VALIDATION_FOLD, TEST_FOLD = 9, 10
 FILE_COLUMN = {100: "filename_lr", 500: "filename_hr"}
 PTBXL_VERSIONS = {21837: "1.0.1", 21799: "1.0.3"}      # by number of records
+MOST_WORKERS = 8                                       # by default: 0.1 GB each
 AUDIT_COLUMNS = ("normal", "abnormal", "mixed", "unlabelled", "missing", "lost", "no R peak")
 
 
@@ -44,7 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--limit", type=int, help="only the first records of the table, for a trial")
     data.add_argument("--allow_missing", action="store_true", help="go on without the files that the folder lacks")
     running = parser.add_argument_group("running")
-    running.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    running.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, MOST_WORKERS),
+                         help="processes (default: one a core, up to 8)")
     arguments = parser.parse_args()
     for name in ("limit", "workers"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
@@ -53,9 +59,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_table(path: Path, columns: set) -> pd.DataFrame:
-    """One of PTB-XL's two tables, indexed by its first column. Raises UserError where it is missing or malformed."""
+    """One of PTB-XL's two tables. Raises UserError where it is missing, malformed or lacks one of the columns."""
     try:
-        table = pd.read_csv(path, index_col=0, low_memory=False)
+        table = pd.read_csv(path, low_memory=False)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; --ptbxl_path must name PTB-XL's folder as PhysioNet lays it out") from None
     except (OSError, ValueError) as error:
@@ -76,26 +82,41 @@ def classify(superclasses: tuple) -> str:
     return "mixed" if "NORM" in superclasses else "abnormal"
 
 
+def load_superclasses(path: Path) -> dict:
+    """The superclass of every diagnostic statement, by its code. Raises UserError where one has none."""
+    statements = read_table(path, {"diagnostic", "diagnostic_class"})
+    diagnostic = statements[statements["diagnostic"] == 1]
+    found = dict(zip(diagnostic.iloc[:, 0], diagnostic["diagnostic_class"]))
+    without = [code for code, superclass in found.items() if not isinstance(superclass, str)]
+    if without or not found:
+        raise UserError(f"{path} names no diagnostic_class for {', '.join(map(str, without)) or 'any statement'}; "
+                        "download it again")
+    return found
+
+
 def load_ptbxl(ptbxl_path: Path, sampling_rate: int, limit: int | None) -> pd.DataFrame:
     """PTB-XL's records: index ecg_id; columns fold, file (without extension), statements, superclasses, kind.
 
     The superclasses of a record are the sorted set of diagnostic_class over its diagnostic statements.
     """
     table_path = ptbxl_path / "ptbxl_database.csv"
-    table = read_table(table_path, {"scp_codes", "strat_fold", FILE_COLUMN[sampling_rate]})
-    statements = read_table(ptbxl_path / "scp_statements.csv", {"diagnostic", "diagnostic_class"})
-    diagnostic_class = statements.loc[statements["diagnostic"] == 1, "diagnostic_class"].to_dict()
+    table = read_table(table_path, {"ecg_id", "scp_codes", "strat_fold", FILE_COLUMN[sampling_rate]})
+    diagnostic_class = load_superclasses(ptbxl_path / "scp_statements.csv")
     rows = []
-    for ecg_id, row in table.sort_index().iloc[:limit].iterrows():
+    for row in table.sort_values("ecg_id").iloc[:limit].to_dict("records"):
         try:
-            codes, fold = tuple(ast.literal_eval(row["scp_codes"])), int(row["strat_fold"])
-        except (ValueError, SyntaxError, TypeError) as error:
-            raise UserError(f"{table_path}: record {ecg_id} has unreadable scp_codes or strat_fold; download it again"
-                            ) from error
+            ecg_id, fold = int(row["ecg_id"]), int(row["strat_fold"])
+            codes = tuple(ast.literal_eval(row["scp_codes"]).keys())
+            if not 1 <= fold <= TEST_FOLD:
+                raise ValueError(f"fold {fold}")
+        except (ValueError, SyntaxError, TypeError, AttributeError, OverflowError) as error:
+            raise UserError(f"{table_path}: record {row['ecg_id']} has an unreadable ecg_id, scp_codes or strat_fold; "
+                            "download it again") from error
         superclasses = tuple(sorted({diagnostic_class[code] for code in codes if code in diagnostic_class}))
-        rows.append((int(ecg_id), fold, str(row[FILE_COLUMN[sampling_rate]]), codes, superclasses,
-                     classify(superclasses)))
+        rows.append((ecg_id, fold, str(row[FILE_COLUMN[sampling_rate]]), codes, superclasses, classify(superclasses)))
     records = pd.DataFrame(rows, columns=["ecg_id", "fold", "file", "statements", "superclasses", "kind"])
+    if not len(records) or records["ecg_id"].duplicated().any():
+        raise UserError(f"{table_path} holds no record, or an ecg_id twice; download it again")
     records.attrs["records_in_table"] = len(table)
     return records.set_index("ecg_id")
 
@@ -129,9 +150,9 @@ def load_truth(path: str | None) -> dict:
     try:
         with np.load(path, allow_pickle=False) as truth:
             ecg_ids, labels = truth["ecg_id"], truth["label"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path} given as --benchmark_truth cannot be read ({str(error)[:80]}); it must hold ecg_id "
-                        "and label") from error
+    except Exception as error:          # numpy and zipfile raise whatever a damaged file makes them trip over
+        raise UserError(f"{path} given as --benchmark_truth cannot be read ({type(error).__name__}); it must be an "
+                        ".npz with ecg_id and label") from error
     if labels.shape != (len(ecg_ids), *shape) or not np.isin(labels, (0, 1)).all():
         raise UserError(f"{path} given as --benchmark_truth must hold labels 0 or 1 of shape {(len(ecg_ids), *shape)}")
     return dict(zip(ecg_ids.tolist(), labels))
@@ -150,53 +171,17 @@ def prepare_record(task: tuple) -> tuple:
     return ecg_id, filtered.astype(np.float32), signals.find_r_peaks(filtered[:, signals.LEAD_II]), ""
 
 
-class RowWriter:
-    """Streams rows into an .npy file whose number of rows is known at the end only.
-
-    It is NAME.npy.part until publish(), so an interrupted run leaves nothing that looks like an array.
-    """
-
-    def __init__(self, path: Path, row_shape: tuple, dtype):
-        self.path, self.part = path, path.with_name(path.name + ".part")
-        self.row_shape, self.dtype, self.rows = row_shape, np.dtype(dtype), 0
-        self.file = open(self.part, "wb")
-        self._write_header()
-
-    def _write_header(self):
-        # numpy pads headers so that the number of rows may grow in place
-        np.lib.format.write_array_header_1_0(self.file, {
-            "descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False,
-            "shape": (self.rows, *self.row_shape)})
-
-    def append(self, row: np.ndarray):
-        self.file.write(np.ascontiguousarray(row, dtype=self.dtype).tobytes())
-        self.rows += 1
-
-    def finish(self):
-        self.file.seek(0)
-        self._write_header()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-
-    def publish(self):
-        os.replace(self.part, self.path)
-
-    def discard(self):
-        self.file.close()
-        self.part.unlink(missing_ok=True)
-
-
 class SplitWriter:
     """The array of one split with everything that stands beside it."""
 
-    def __init__(self, data_path: Path, split: str):
-        self.data_path, self.split = data_path, split
+    def __init__(self, staging: arrays.Staging, split: str):
+        self.staging, self.split, self.truth = staging, split, None
+        self.path = arrays.signal_path(staging.data_path, split)
+        self.label_path = arrays.label_path(staging.data_path, split) if split in arrays.LABEL_FILES else None
         record_shape = (signals.RECORD_LENGTH, len(signals.LEAD_NAMES))
-        self.signals = RowWriter(arrays.signal_path(data_path, split), record_shape, np.float32)
-        self.truth = None
+        self.signals = arrays.RowWriter(staging.stage(self.path), record_shape, np.float32)
         if split == "benchmark":
-            self.truth = RowWriter(arrays.label_path(data_path, split), record_shape, np.uint8)
+            self.truth = arrays.RowWriter(staging.stage(self.label_path), record_shape, np.uint8)
         self.r_peaks, self.records = [], []
 
     def append(self, record, filtered, r_peaks, truth=None):
@@ -210,22 +195,22 @@ class SplitWriter:
                              "superclasses": " ".join(record.superclasses), "statements": " ".join(record.statements),
                              "r_peaks": len(r_peaks)})
 
-    def writers(self) -> list:
-        return [self.signals, self.truth] if self.truth else [self.signals]
-
-    def publish(self) -> dict:
-        """Give every file its final name; returns the manifest's entry."""
-        for writer in self.writers():
-            writer.publish()
-        table = pd.DataFrame(self.records)
-        if self.split in ("val", "test"):
-            labels = table["label"].to_numpy(np.uint8)
-            write_atomically(arrays.label_path(self.data_path, self.split), lambda file: np.save(file, labels))
-        text = table.to_csv(index=False)
-        write_atomically(arrays.records_path(self.data_path, self.split), lambda file: file.write(text.encode()))
+    def finish(self) -> dict:
+        """Complete the array and stage its sidecars; returns the manifest's entry."""
+        if not self.records:
+            raise UserError(f"no record for {self.path} is left; use more of the data set (--limit, --benchmark_truth)")
+        self.signals.finish()
+        table, data_path = pd.DataFrame(self.records, columns=list(arrays.RECORD_COLUMNS)), self.staging.data_path
+        if self.truth:
+            self.truth.finish()
+        elif self.label_path:
+            self.staging.write(self.label_path, lambda file: np.save(file, table["label"].to_numpy(np.uint8)))
+        self.staging.write(arrays.records_path(data_path, self.split),
+                           lambda file: file.write(table.to_csv(index=False).encode()))
         written = arrays.load_npy(self.signals.path)
         identity = arrays.fingerprint(written)
-        arrays.save_r_peaks(arrays.r_peaks_path(self.data_path, self.split), self.r_peaks, identity)
+        self.staging.write(arrays.r_peaks_path(data_path, self.split),
+                           lambda file: arrays.pack_r_peaks(file, self.r_peaks, identity))
         return {"shape": list(written.shape), "fingerprint": identity}
 
 
@@ -241,10 +226,40 @@ def destinations(record, truth: dict) -> list:
     return splits
 
 
-def ignore_interrupt():
-    """Ctrl-C reaches every process of the terminal; the parent alone answers it."""
+def prepare_worker():
+    """Set up a worker process: Ctrl-C is the parent's to answer, and without the parent there is nothing to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
+    parent = os.getppid()
+
+    def leave_with_parent():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def prepare_all(tasks: list, workers: int):
+    """Yield prepare_record(task) for every task, in order; workers are at most a few records ahead of the reader.
+
+    Raises UserError where a worker process dies; none is left behind, whatever ends the loop.
+    """
+    waiting = deque()
+    with ProcessPoolExecutor(workers, initializer=prepare_worker) as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(prepare_record, task))
+                if len(waiting) > 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError("a worker process was killed, perhaps for want of memory; use fewer --workers") from error
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def stream_records(records: pd.DataFrame, truth: dict, writers: dict, arguments) -> pd.DataFrame:
@@ -255,14 +270,12 @@ def stream_records(records: pd.DataFrame, truth: dict, writers: dict, arguments)
     wanted = [record for record in records.itertuples() if destinations(record, truth)]
     tasks = [(record.Index, Path(arguments.ptbxl_path) / record.file, arguments.sampling_rate) for record in wanted]
     outcome = {}
-    with multiprocessing.Pool(arguments.workers, initializer=ignore_interrupt) as pool:
-        results = pool.imap(prepare_record, tasks, chunksize=8)
-        for record, result in zip(wanted, tqdm(results, total=len(tasks), desc="preprocess", unit="record")):
-            ecg_id, filtered, r_peaks, reason = result
-            outcome[ecg_id] = (reason, 0 if reason else len(r_peaks))
-            if not reason:
-                for split in destinations(record, truth):
-                    writers[split].append(record, filtered, r_peaks, truth.get(ecg_id))
+    progress = tqdm(prepare_all(tasks, arguments.workers), total=len(tasks), desc="preprocess", unit="record")
+    for record, (ecg_id, filtered, r_peaks, reason) in zip(wanted, progress, strict=True):
+        outcome[ecg_id] = (reason, 0 if reason else len(r_peaks))
+        if not reason:
+            for split in destinations(record, truth):
+                writers[split].append(record, filtered, r_peaks, truth.get(ecg_id))
     return pd.DataFrame.from_dict(outcome, orient="index", columns=["reason", "r_peaks"])
 
 
@@ -302,35 +315,25 @@ def print_audit(counts: dict, lost: list, described: dict):
 
 
 def write_arrays(records: pd.DataFrame, truth: dict, arguments) -> tuple:
-    """Stream all records into arrays; returns (what became of them, the manifest's entries of the arrays).
-
-    Nothing has its final name before everything is written, and the old manifest goes first, the new one comes last.
-    """
-    data_path = Path(arguments.data_path)
-    splits = ["train", "val", "test"] + (["benchmark"] if truth else [])
-    writers = {}
+    """Stream all records into arrays; returns (what became of them, the manifest's entries of the arrays)."""
+    data_path, staging = Path(arguments.data_path), None
     try:
-        data_path.mkdir(parents=True, exist_ok=True)
-        writers = {split: SplitWriter(data_path, split) for split in splits}
+        staging = arrays.Staging(data_path)
+        writers = {split: SplitWriter(staging, split) for split in
+                   ("train", "val", "test", *(["benchmark"] if truth else []))}
         outcome = stream_records(records, truth, writers, arguments)
-        for split, writer in writers.items():
-            if not writer.records:
-                raise UserError(f"no record for {arrays.SIGNAL_FILES[split]} is left; use more of the data set "
-                                "(--limit, --benchmark_truth)")
-            for rows in writer.writers():
-                rows.finish()
-        (data_path / arrays.MANIFEST).unlink(missing_ok=True)
-        return outcome, {split: writer.publish() for split, writer in writers.items()}
+        described = {split: writer.finish() for split, writer in writers.items()}
+        staging.publish()
     except OSError as error:
-        raise UserError(f"{data_path} given as --data_path cannot be written ({error.strerror}); free some space or "
-                        "choose another folder") from error
+        raise unwritable(f"{data_path} given as --data_path", error) from error
     finally:
-        for writer in writers.values():
-            for rows in writer.writers():
-                rows.discard()
+        if staging:
+            staging.discard()
+    return outcome, described
 
 
 def main():
+    git_commit()
     arguments = parse_arguments()
     ptbxl_path = Path(arguments.ptbxl_path)
     records = load_ptbxl(ptbxl_path, arguments.sampling_rate, arguments.limit)
@@ -350,9 +353,13 @@ def main():
                    "version": PTBXL_VERSIONS.get(in_table, "unknown")},
         "parameters": {"sampling_rate_read": arguments.sampling_rate, "sampling_rate": signals.SAMPLING_RATE,
                        "pass_band_hz": list(signals.PASS_BAND), "filter_order": signals.FILTER_ORDER,
-                       "leads": list(signals.LEAD_NAMES), "limit": arguments.limit},
+                       "leads": list(signals.LEAD_NAMES), "limit": arguments.limit,
+                       "allow_missing": arguments.allow_missing, "benchmark_truth": bool(truth)},
         "audit": counts, "lost": lost, "arrays": described, "versions": versions(), "commit": git_commit()})
     print_audit(counts, lost, described)
+    if truth:
+        print(f"{described['benchmark']['shape'][0]} of the {len(truth)} records in --benchmark_truth are in the "
+              "benchmark: those of fold 10 with a superclass")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 
 A higher score is more anomalous everywhere. Scores are pure functions of model and arrays; train.py calls them for
 validation, test.py for the report. The encoders run once a record (and pass), only what depends on the beat runs for
-each beat, and the beats of many records share a batch.
+each beat, the beats of many records share a batch, and the network runs in the form that fused.py gives it.
 """
 from dataclasses import dataclass
 
@@ -19,7 +19,10 @@ from tqdm import tqdm
 
 from arrays import SIGNAL_FILES, read_rows
 from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, valid_beats
+from fused import FusedMCF
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, MCF, compute_trend, restoration_errors
+from signals import normalize_leads
+from utils import UserError
 
 PROTOCOLS = ("paper", "clean")
 SMOOTHING = 15                      # samples, sigma of the Gaussian over a lead's score map
@@ -38,43 +41,45 @@ class Scores:
 
 @torch.inference_mode()
 def score_split(model: MCF, signals: np.ndarray, r_peaks: list, protocol: str, mask_ratio: int, device: torch.device,
-                split: str, with_maps: bool = False, rows=None, beats_per_record: int | None = None,
-                description: str | None = None) -> Scores:
+                split: str, with_maps: bool = False, beats_per_record: int | None = None) -> Scores:
     """Score the records of a split under a protocol.
 
-    signals: (records, 5000, leads), memory-mapped; r_peaks: of every record; rows: the records to score (default all);
-    beats_per_record: only that many beats of each, evenly chosen (default all). The model is put in eval mode for the
-    time, and back. Raises UserError where a record is not finite.
+    signals: (records, 5000, leads), memory-mapped; r_peaks: of every record; beats_per_record: only that many beats of
+    each, evenly chosen (default all). The model is put in eval mode for the time, and back. Raises UserError where a
+    record or a score is not finite.
     """
-    rows = np.arange(len(signals)) if rows is None else rows
-    beats, real = zip(*(valid_beats(r_peaks[row]) for row in rows))
+    rows = np.arange(len(signals))
+    beats, real = zip(*map(valid_beats, r_peaks))
     beats = [thin_out(positions, beats_per_record) for positions in beats]
     masks = [mask.to(device) for mask in scoring_masks(protocol, mask_ratio)]
     scores = np.zeros(len(rows))
     maps = np.zeros((len(rows), GLOBAL_LENGTH, signals.shape[2]), dtype=np.float32) if with_maps else None
     was_training = model.training
-    model.eval()
-    for start in tqdm(range(0, len(rows), RECORDS_AT_ONCE), desc=description or f"{protocol}, {split}",
-                      unit="batch", leave=False):
+    fused = FusedMCF(model.eval())
+    for start in tqdm(range(0, len(rows), RECORDS_AT_ONCE), desc=f"{protocol}, {split}", unit="batch", leave=False):
         some = slice(start, start + RECORDS_AT_ONCE)
         records = torch.from_numpy(read_rows(signals, rows[some], SIGNAL_FILES[split])).to(device)
         if protocol == "clean":
             records = normalize_records(records)
-        scores[some], found = score_records(model, records, beats[some], masks, protocol, with_maps)
+        scores[some], found = score_records(fused, records, beats[some], masks, protocol, with_maps)
         if with_maps:
             maps[some] = gaussian_filter1d(found.cpu().numpy(), SMOOTHING, axis=1)
     model.train(was_training)
-    return Scores(scores, maps, sum(not len(r_peaks[row]) for row in rows), len(rows) - sum(real))
+    if not np.isfinite(scores).all():
+        raise UserError(f"the network gives row {rows[~np.isfinite(scores)][0]} of {SIGNAL_FILES[split]} no finite "
+                        "score; its weights are not sound, name another checkpoint or train it again")
+    return Scores(scores, maps, sum(not len(found) for found in r_peaks), len(rows) - sum(real))
 
 
 def thin_out(positions: np.ndarray, count: int | None) -> np.ndarray:
-    """At most count of the positions, evenly chosen from first to last; all of them where count is None."""
+    """At most count of the positions, the middles of as many equal parts; all of them where count is None."""
     if count is None or len(positions) <= count:
         return positions
-    return positions[np.linspace(0, len(positions) - 1, count + 2)[1:-1].round().astype(int)]
+    return positions[(2 * np.arange(count) + 1) * len(positions) // (2 * count)]
 
 
-def score_records(model: MCF, records: torch.Tensor, beats: list, masks: list, protocol: str, with_maps: bool) -> tuple:
+def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: list, protocol: str,
+                  with_maps: bool) -> tuple:
     """Score a handful of records: (scores (R,) numpy, unsmoothed maps (R, 4800, leads) or None).
 
     records: (R, 5000, leads) as the network shall see them; beats: R-peak positions of each; masks: global (P, 4800)
@@ -83,7 +88,7 @@ def score_records(model: MCF, records: torch.Tensor, beats: list, masks: list, p
     device = records.device
     at_once = BEATS_AT_ONCE[device.type]
     ecg = crop_global(records)
-    trend_tokens = model.encode_trend(compute_trend(ecg))
+    trend_begun = model.begin_trend(model.encode_trend(compute_trend(ecg)))
     owners = torch.cat([torch.full((len(found),), row) for row, found in enumerate(beats)]).to(device)
     positions = torch.from_numpy(np.concatenate(beats)).to(device)
     found = []                                                          # a score for every pass and beat
@@ -92,10 +97,8 @@ def score_records(model: MCF, records: torch.Tensor, beats: list, masks: list, p
         global_tokens = model.encode_global(mask_out(ecg, global_mask))
         for owner, position in zip(owners.split(at_once), positions.split(at_once)):
             beat = cut_beats(records, owner, position)
-            attended = model.cross_attend(global_tokens[owner], model.encode_local(mask_out(beat, local_mask)))
-            outputs = (model.restore_signal(model.global_decoder, attended[0]),
-                       model.restore_signal(model.local_decoder, attended[1]),
-                       model.restore_trend(attended[0], trend_tokens[owner]))
+            outputs = model.restore(global_tokens[owner], model.encode_local(mask_out(beat, local_mask)),
+                                    trend_begun[owner])
             errors = restoration_errors(outputs, ecg[owner], beat)
             found.append(sum(error.mean(dim=(1, 2)) for error in errors))
             if with_maps:
@@ -129,6 +132,28 @@ class RestorationMaps:
         count = self.covered.clamp(min=1) if self.protocol == "clean" else torch.full_like(self.covered, self.passes)
         local = self.local / count[..., None]
         return self.whole / (beats_of * self.passes)[:, None, None] + crop_global(local)
+
+
+def detection_baselines(signals: np.ndarray) -> dict:
+    """Scores that know nothing of ECGs, (records,) each, from signals (records, 5000, leads) as they are stored."""
+    found = [(np.abs(record).max(), np.abs(np.diff(record, axis=0)).mean()) for record in signals]
+    return dict(zip(("largest amplitude", "mean |slope|"), np.array(found, dtype=np.float64).T))
+
+
+def localization_baselines(signals: np.ndarray, r_peaks: list) -> dict:
+    """Maps that know nothing of ECGs but where the R peaks are, (records, 4800, leads) each, smoothed like the scores.
+
+    signals: (records, 5000, leads), normalised. Near an R peak, steep, or far from the lead's median is anomalous.
+    """
+    def smooth(maps):
+        return gaussian_filter1d(maps, SMOOTHING, axis=1)
+    normalised = np.stack([normalize_leads(record) for record in signals]).astype(np.float32)
+    nearness = np.zeros_like(normalised)
+    for row, positions in enumerate(map(valid_beats, r_peaks)):
+        nearness[row] = -np.abs(np.arange(signals.shape[1])[:, None] - positions[0]).min(axis=1)[:, None]
+    return {"nearness to an R peak": crop_global(nearness),
+            "|slope|": smooth(crop_global(np.abs(np.gradient(normalised, axis=1)))),
+            "|amplitude|": smooth(crop_global(np.abs(normalised - np.median(normalised, axis=1, keepdims=True))))}
 
 
 def detection_auroc(labels: np.ndarray, scores: np.ndarray) -> float:

@@ -2,10 +2,14 @@
 
 wfdb and heartpy are imported where they are used: training and scoring on prepared arrays need neither.
 """
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 from scipy.signal import butter, filtfilt, resample_poly
+
+from utils import UserError
 
 SAMPLING_RATE = 500                 # Hz, of every array; 100 Hz records are resampled on reading
 RECORD_LENGTH = 5000                # samples, 10 s
@@ -13,7 +17,7 @@ LEAD_NAMES = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5
 LEAD_II = 1                         # the lead that R peaks are found in
 PASS_BAND = (1.0, 25.0)             # Hz
 FILTER_ORDER = 2
-MILLIVOLTS = {"mv": 1.0, "uv": 1e-3, "µv": 1e-3, "v": 1e3}
+MILLIVOLTS = {"mv": 1.0, "uv": 1e-3}       # not "v": wfdb reads a Greek micro sign as no letter, and µV as V
 
 
 class RecordError(Exception):
@@ -30,12 +34,15 @@ def read_record(path, sampling_rate: int) -> np.ndarray:
     try:
         signal, fields = wfdb.rdsamp(str(path))
     except Exception as error:      # wfdb raises whatever its parser trips over; each means an unreadable record
-        raise RecordError(f"unreadable ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from error
-    if signal is None or fields["fs"] != sampling_rate:
+        reason = " ".join(str(error).split()).replace(f"{Path(path).parent}{os.sep}", "")
+        raise RecordError(f"unreadable ({type(error).__name__}: {reason[:100]})") from error
+    if signal is None:
+        raise RecordError("no signals")
+    if fields["fs"] != sampling_rate:
         raise RecordError(f"sampled at {fields['fs']:g} Hz, expected {sampling_rate}")
     if len(signal) != sampling_rate * RECORD_LENGTH // SAMPLING_RATE:
         raise RecordError(f"{len(signal) / sampling_rate:g} s long, expected 10")
-    position = {name.strip().lower(): column for column, name in enumerate(fields["sig_name"])}
+    position = {str(name).strip().lower(): column for column, name in enumerate(fields["sig_name"])}
     absent = [lead for lead in LEAD_NAMES if lead.lower() not in position]
     if absent:
         raise RecordError(f"no lead {', '.join(absent)}")
@@ -82,10 +89,15 @@ def find_r_peaks(lead: np.ndarray) -> np.ndarray:
     """R peaks of a filtered lead (samples,) at 500 Hz, as sample indices (int32), found by HeartPy.
 
     The unit of the lead does not matter. Empty where HeartPy finds no plausible heart rate (40 to 180 a minute).
+    Raises UserError where HeartPy is not installed.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")     # numpy's warnings inside HeartPy, pkg_resources' at its import
-        import heartpy
+        try:
+            import heartpy
+        except ImportError as error:
+            raise UserError("HeartPy is not installed, and finds the R peaks; pip install -r requirements.txt, or copy "
+                            "the *_r_peaks.npz of the same arrays") from error
         try:
             working_data, _ = heartpy.process(np.asarray(lead, dtype=np.float64), SAMPLING_RATE)
         except Exception:       # on signals without a rhythm HeartPy raises BadSignalWarning, IndexError, ValueError...

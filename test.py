@@ -6,20 +6,22 @@
 Prints one table and writes results.json, detection_scores.csv and, with --save_maps 1, the localization maps.
 """
 import argparse
+import csv
+import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 
 import scoring
-from arrays import SIGNAL_FILES, load_manifest, load_r_peaks, load_records, open_labels, open_signals, signal_path
+from arrays import (SIGNAL_FILES, describes, fingerprint, label_path, load_manifest, load_r_peaks, load_records,
+                    open_labels, open_signals, signal_path)
 from dataloader import crop_global
 from model import MCF, load_checkpoint
-from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit, run, save_json,
-                   sha256_of, versions, write_atomically)
+from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
+                   require_writable, run, save_json, sha256_of, versions, write_atomically)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -42,18 +44,26 @@ def parse_arguments() -> argparse.Namespace:
 
 @dataclass
 class Split:
-    """A split to score: its name, signals, labels and R peaks."""
+    """A split to score. ecg_ids: of its rows, or None where nothing tells them."""
     name: str
-    signals: np.ndarray
-    labels: np.ndarray
+    signals: np.ndarray                 # (records, 5000, leads)
+    labels: np.ndarray                  # (records,), of the benchmark (records, 4800, leads)
     r_peaks: list
+    ecg_ids: np.ndarray | None
 
 
 def load_split(arguments, name: str) -> Split:
-    """Open and check a split. Labels are per record for the test set, per sample and lead for the benchmark."""
+    """Open and check a split. Raises UserError."""
     signals = open_signals(arguments.data_path, name, arguments.dims)
     labels = open_labels(arguments.data_path, name, signals.shape if name == "benchmark" else signals.shape[:1])
-    return Split(name, signals, labels, load_r_peaks(arguments.data_path, name, signals))
+    if name == "benchmark":
+        labels = crop_global(labels)
+        if not 0 < np.count_nonzero(labels) < labels.size:
+            raise UserError(f"{label_path(arguments.data_path, name)} marks none or all of the samples that are "
+                            "scored, 100:4900; make it again, or remove the benchmark")
+    records = load_records(arguments.data_path, name, signals)
+    return Split(name, signals, labels, load_r_peaks(arguments.data_path, name, signals),
+                 None if records is None else records["ecg_id"])
 
 
 def load_model(arguments) -> tuple:
@@ -88,7 +98,7 @@ def score_protocol(model: MCF, protocol: str, test: Split, benchmark: Split | No
     started = time.perf_counter()
     localization = scoring.score_split(model, benchmark.signals, benchmark.r_peaks, protocol, arguments.mask_ratio,
                                        device, "benchmark", with_maps=True)
-    auroc = scoring.localization_auroc(crop_global(benchmark.labels), localization.maps)
+    auroc = scoring.localization_auroc(benchmark.labels, localization.maps)
     entry["localization_auroc_pooled"], entry["localization_auroc_per_record"] = auroc["pooled"], auroc["per_record"]
     entry["counts"].update(benchmark_records=len(benchmark.labels),
                            benchmark_records_with_both_classes=auroc["records"],
@@ -97,16 +107,32 @@ def score_protocol(model: MCF, protocol: str, test: Split, benchmark: Split | No
     return entry, detection.scores, localization.maps
 
 
-def print_table(entries: dict):
-    """Print the AUROCs, a row a protocol, and what a reader must know of the records behind them."""
-    def show(value):
-        return f"{value:.4f}" if value is not None else "-"
-    print(f"\n{'AUROC':<10}{'detection':>12}{'localization, pooled':>24}{'localization, per record':>28}"
+def score_baselines(test: Split, benchmark: Split | None) -> dict:
+    """AUROCs of trivial scores on the same records: {"detection": {name: AUROC}, "localization": {name: {...}}}."""
+    found = {"detection": {name: scoring.detection_auroc(test.labels, scores)
+                           for name, scores in scoring.detection_baselines(test.signals).items()}}
+    if benchmark:
+        maps = scoring.localization_baselines(benchmark.signals, benchmark.r_peaks)
+        found["localization"] = {name: scoring.localization_auroc(benchmark.labels, of_name)
+                                 for name, of_name in maps.items()}
+    return found
+
+
+def print_table(entries: dict, baselines: dict):
+    """Print the AUROCs, a row a protocol and a row a trivial baseline, and what to know of the records behind them."""
+    def line(name, detection, pooled, per_record, seconds):
+        numbers = [f"{value:.4f}" if value is not None else "-" for value in (detection, pooled, per_record)]
+        print(f"{name:<24}{numbers[0]:>12}{numbers[1]:>24}{numbers[2]:>28}{seconds:>10}")
+
+    print(f"\n{'AUROC':<24}{'detection':>12}{'localization, pooled':>24}{'localization, per record':>28}"
           f"{'seconds':>10}")
     for protocol, entry in entries.items():
-        seconds = sum(filter(None, entry["seconds"].values()))
-        print(f"{protocol:<10}{show(entry['detection_auroc']):>12}{show(entry['localization_auroc_pooled']):>24}"
-              f"{show(entry['localization_auroc_per_record']):>28}{seconds:>10.1f}")
+        line(protocol, entry["detection_auroc"], entry["localization_auroc_pooled"],
+             entry["localization_auroc_per_record"], f"{sum(filter(None, entry['seconds'].values())):.1f}")
+    for name, auroc in baselines["detection"].items():
+        line(name, auroc, None, None, "")
+    for name, auroc in baselines.get("localization", {}).items():
+        line(name, None, auroc["pooled"], auroc["per_record"], "")
     counts = next(iter(entries.values()))["counts"]
     print(f"detection: {counts['records']} records, {counts['normal']} normal and {counts['abnormal']} abnormal; "
           f"{counts['without_valid_beat']} without a valid beat are scored on evenly spaced windows")
@@ -116,22 +142,51 @@ def print_table(entries: dict):
               f"{counts['benchmark_without_valid_beat']} without a valid beat")
 
 
-def write_report(arguments, entries: dict, scores: dict, maps: dict, test: Split, about: dict):
+def print_checkpoint(checkpoint: dict):
+    """Say how the weights came about: the protocol's name in the table covers the scoring alone."""
+    config = checkpoint["config"]
+    if config is None:
+        print("the weights do not say on which records they were trained, nor how their epoch was chosen")
+        return
+    optimistic = {"test": ", the test set: optimistic", "last": ""}.get(config["select"], ", fold 9")
+    print(f"weights: trained under {config['protocol']}, epoch {checkpoint['epoch']} of {config['epochs']}, "
+          f"chosen by {config['select']}{optimistic}")
+
+
+def scores_table(test: Split, scores: dict) -> bytes:
+    """detection_scores.csv: ecg_id (empty where unknown), label, and a column a protocol, in the order of the array."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["ecg_id", "label", *scores])
+    ecg_ids = [""] * len(test.labels) if test.ecg_ids is None else test.ecg_ids.tolist()
+    writer.writerows(zip(ecg_ids, test.labels.astype(int).tolist(), *(found.tolist() for found in scores.values())))
+    return text.getvalue().encode()
+
+
+def write_report(output: Path, results: dict, maps: dict, scores: bytes):
     """Write detection_scores.csv, the maps, and results.json last, each atomically."""
-    output = Path(arguments.output_dir)
-    records = load_records(arguments.data_path, "test", test.signals)
-    table = pd.DataFrame({"ecg_id": "" if records is None else records["ecg_id"],
-                          "label": test.labels.astype(int), **scores}, index=range(len(test.labels)))
-    text = table.to_csv(index=False)
-    write_atomically(output / "detection_scores.csv", lambda file: file.write(text.encode()))
+    write_atomically(output / "detection_scores.csv", lambda file: file.write(scores))
     for protocol, found in maps.items():
         write_atomically(output / f"localization_maps_{protocol}.npy", lambda file: np.save(file, found))
-    save_json(output / "results.json", {**entries, **about})
+    save_json(output / "results.json", results)
+
+
+def describe_data(data_path, splits: list) -> dict:
+    """Provenance for results.json: the manifest where it describes the arrays that were scored, and their identity."""
+    manifest = load_manifest(data_path)
+    described = all(describes(manifest, split.name, split.signals) for split in splits)
+    if manifest and not described:
+        print(f"the manifest in {data_path} does not describe all arrays that are scored; the report leaves it out.")
+    return {"data": manifest if described else None,
+            "arrays": {split.name: {"shape": list(split.signals.shape), "fingerprint": fingerprint(split.signals)}
+                       for split in splits}}
 
 
 def main():
+    git_commit()
     arguments = parse_arguments()
     device = choose_device(arguments.device)
+    require_writable(arguments.output_dir)
     model, checkpoint = load_model(arguments)
     model.to(device).eval()
     test, benchmark = load_split(arguments, "test"), None
@@ -140,15 +195,19 @@ def main():
     else:
         print(f"localization is skipped: {arguments.data_path} holds no {SIGNAL_FILES['benchmark']}; put the authors' "
               "two benchmark files there, or make them with preprocess.py --benchmark_truth.")
+    about = {"checkpoint": checkpoint, "mask_ratio": arguments.mask_ratio,
+             **describe_data(arguments.data_path, [test] + [benchmark] * (benchmark is not None)),
+             "versions": versions(), "device": str(device), "commit": git_commit()}
     entries, scores, maps = {}, {}, {}
     for protocol in scoring.PROTOCOLS if arguments.protocol == "both" else (arguments.protocol,):
         entries[protocol], scores[protocol], found = score_protocol(model, protocol, test, benchmark, arguments, device)
         if arguments.save_maps and found is not None:
             maps[protocol] = found
-    about = {"checkpoint": checkpoint, "mask_ratio": arguments.mask_ratio, "data": load_manifest(arguments.data_path),
-             "versions": versions(), "device": str(device), "commit": git_commit()}
-    write_report(arguments, entries, scores, maps, test, about)
-    print_table(entries)
+    baselines = score_baselines(test, benchmark)
+    write_report(Path(arguments.output_dir), {**entries, "baselines": baselines, "maps": sorted(maps), **about}, maps,
+                 scores_table(test, scores))
+    print_table(entries, baselines)
+    print_checkpoint(checkpoint)
     print(f"written to {arguments.output_dir}")
 
 

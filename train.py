@@ -11,7 +11,6 @@ import argparse
 import csv
 import io
 import math
-import signal
 import time
 from pathlib import Path
 
@@ -20,14 +19,15 @@ import torch
 from tqdm import tqdm
 
 import scoring
-from arrays import fingerprint, load_r_peaks, load_records, open_labels, open_signals, signal_path
+from arrays import (VALIDATION_FOLD, fingerprint, load_r_peaks, load_records, open_labels, open_signals,
+                    signal_path)
 from dataloader import TrainingBatches
 from model import MCF, forward_loss, load_checkpoint, save_checkpoint
-from preprocess import VALIDATION_FOLD
-from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit, run, versions,
-                   write_atomically)
+from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
+                   require_writable, run, versions, write_atomically)
 
 WEIGHT_DECAY = 1e-5
+LAST = "last.pt"                    # what --resume reads, beside the checkpoint
 HISTORY = ("epoch", "loss", "loss_global", "loss_local", "loss_trend", "lr", "val_auroc", "test_auroc", "seconds")
 SELECTION_SPLIT = {"val": "val", "test": "test"}
 
@@ -58,14 +58,21 @@ def parse_arguments() -> argparse.Namespace:
         if getattr(arguments, name) < least:
             raise UserError(f"--{name} must be {least} or more, not {getattr(arguments, name)}")
     if arguments.resume and not arguments.save_model:
-        raise UserError("--resume needs the last.pt that --save_model 0 does not write; leave one of them out")
+        raise UserError(f"--resume needs the {LAST} that --save_model 0 does not write; leave one of them out")
+    if Path(arguments.save_path).name == LAST:
+        raise UserError(f"--save_path {arguments.save_path} is the name of what --resume reads; choose another name")
+    if arguments.epochs == 1:
+        print("--epochs 1: the published schedule ends at rate 0, so the only epoch learns nothing.")
     return arguments
 
 
 def choose_rows(signals: np.ndarray, arguments) -> np.ndarray:
     """The rows of train.npy to train on. Settles arguments.protocol and arguments.select where they were left open."""
     records = load_records(arguments.data_path, "train", signals)
-    arguments.protocol = arguments.protocol or ("paper" if records is None else "clean")
+    if arguments.protocol is None:
+        arguments.protocol = "paper" if records is None else "clean"
+        if records is None:
+            print(f"no table in {arguments.data_path} tells the folds of train.npy: training under --protocol paper")
     has_validation = signal_path(arguments.data_path, "val").exists()
     if arguments.select is None:
         arguments.select = "val" if has_validation and arguments.protocol == "clean" else "last"
@@ -78,7 +85,11 @@ def choose_rows(signals: np.ndarray, arguments) -> np.ndarray:
     if records is None:
         raise UserError(f"--protocol clean holds fold 9 back, but no train_records.csv in {arguments.data_path} tells "
                         "the folds; make the arrays with preprocess.py, or choose --protocol paper")
-    return np.flatnonzero(records["fold"] != VALIDATION_FOLD)
+    rows = np.flatnonzero(records["fold"] != VALIDATION_FOLD)
+    if not len(rows):
+        raise UserError(f"{signal_path(arguments.data_path, 'train')} holds fold 9 alone, which --protocol clean holds "
+                        "back; make it again from more of the data set")
+    return rows
 
 
 def learning_rate(arguments, epoch: int) -> float:
@@ -138,7 +149,7 @@ class Run:
 
     def __init__(self, arguments, data_fingerprint: str):
         self.arguments, self.path = arguments, Path(arguments.save_path)
-        self.last_path = self.path.with_name("last.pt")
+        self.last_path = self.path.with_name(LAST)
         self.config = {name: value for name, value in vars(arguments).items()
                        if name not in ("resume", "save_model", "save_path", "data_path", "workers", "device")}
         self.config["train_fingerprint"] = data_fingerprint
@@ -149,7 +160,7 @@ class Run:
         stored, facts = load_checkpoint(self.last_path)
         if "optimizer_state_dict" not in facts:
             raise UserError(f"{self.last_path} cannot be resumed, it holds no optimizer; start without --resume")
-        differing = [name for name in self.config if facts["config"].get(name) != self.config[name]]
+        differing = [name for name in self.config if facts.get("config", {}).get(name) != self.config[name]]
         if differing:
             raise UserError(f"{self.last_path} was trained with another {', '.join(differing)}; repeat its flags, "
                             "or start without --resume")
@@ -185,7 +196,9 @@ def train(arguments):
     device = choose_device(arguments.device)
     signals = open_signals(arguments.data_path, "train", arguments.dims)
     rows = choose_rows(signals, arguments)
-    batches = TrainingBatches(signals, rows, load_r_peaks(arguments.data_path, "train", signals), arguments, device)
+    if arguments.save_model:
+        require_writable(Path(arguments.save_path).parent)
+    batches = TrainingBatches(rows, load_r_peaks(arguments.data_path, "train", signals), arguments, device)
     validation = Validation(arguments, device)
     torch.manual_seed(arguments.seed)
     model = MCF(arguments.dims, arguments.hidden).to(device)
@@ -201,7 +214,7 @@ def train(arguments):
         losses = train_epoch(model, optimizer, batches, epoch, arguments)
         row = {"epoch": epoch, "loss": losses["loss"], **{f"loss_{term}": losses[term]
                                                           for term in ("global", "local", "trend")},
-               "lr": learning_rate(arguments, epoch), "val_auroc": None, "test_auroc": None}
+               "lr": optimizer.param_groups[0]["lr"], "val_auroc": None, "test_auroc": None}
         auroc = validation.auroc(model, epoch)
         if validation.split:
             row[f"{validation.split}_auroc"] = auroc
@@ -216,12 +229,12 @@ def train(arguments):
 
 
 def main():
+    git_commit()
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)       # a polite kill ends as Ctrl-C does
     try:
         train(arguments)
     except KeyboardInterrupt:
-        if arguments.save_model:
+        if arguments.save_model and Path(arguments.save_path).with_name(LAST).exists():
             print("\ninterrupted; the same command with --resume goes on after the last whole epoch")
         raise
 

@@ -1,11 +1,15 @@
 """What every script shares and no stage owns: user errors, atomic files, provenance."""
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "wfdb", "heartpy")
@@ -16,7 +20,8 @@ class UserError(Exception):
 
 
 def run(main):
-    """Call a script's main(); a UserError becomes its sentence and exit code 2, Ctrl-C exit code 130."""
+    """Call a script's main(); a UserError becomes its sentence and exit code 2, Ctrl-C and SIGTERM exit code 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except UserError as error:
@@ -25,6 +30,22 @@ def run(main):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def unwritable(path, error: OSError) -> UserError:
+    """The sentence for a file or folder that cannot be written."""
+    return UserError(f"{path} could not be written ({error.strerror}); free some space or choose another folder")
+
+
+def require_writable(folder):
+    """Raise UserError where files could not be written to folder, before hours of work; it need not exist yet."""
+    existing = Path(folder).resolve()
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def write_atomically(path, write):
@@ -43,10 +64,10 @@ def write_atomically(path, write):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path} could not be written ({error.strerror}); free some space or choose another folder"
-                        ) from error
+        raise unwritable(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def save_json(path, content: dict):
@@ -61,8 +82,12 @@ def sha256_of(path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@functools.cache
 def git_commit() -> str:
-    """The commit this code is at, with "-dirty" where tracked files differ from it; "unknown" outside a checkout."""
+    """The commit this code is at, with "-dirty" where tracked files differ from it; "unknown" outside a checkout.
+
+    Scripts call it first when they start: a commit during a long run is not the code that runs.
+    """
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
@@ -92,6 +117,7 @@ def choose_device(name: str):
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise UserError(f"--device {name} is not available on this machine; use --device auto")
+    torch.backends.cudnn.allow_tf32 = False         # float32 means float32; convolutions would use TF32 by default
     return torch.device(name)
 
 

@@ -60,6 +60,9 @@ def test_published_checkpoint_loads(tmp_path, published_state):
     torch.save({"model_state_dict": published_state}, tmp_path / "mymodel.pt")
     restored, facts = load_checkpoint(tmp_path / "mymodel.pt")
     expected = translate_published(published_state)
+    numpy_scalars = {"auc": np.float64(0.86), "epoch": np.int64(3)}
+    torch.save({"model_state_dict": published_state, **numpy_scalars}, tmp_path / "auc.pt")
+    assert load_checkpoint(tmp_path / "auc.pt")[1] == {"auc": 0.86, "epoch": 3}
     assert facts == {} and all(torch.equal(restored.state_dict()[name], value) for name, value in expected.items())
 
 

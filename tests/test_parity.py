@@ -104,24 +104,44 @@ def test_scores_and_maps_of_plain_loop(model, published_state, simulated_records
     assert (found.without_r_peak, found.without_valid_beat) == (1, 1)
 
 
-def test_authors_command_line_gives_their_numbers(reference, reference_records, tmp_path):
-    """On the authors' layout (float64, no sidecars) and a published checkpoint, test.py gives the measured scores."""
-    data, checkpoint = tmp_path / "data", tmp_path / "ckpt" / "mymodel.pt"
+def report_of(folder, filtered, benchmark):
+    """The authors' command line on their layout: float64 arrays, no sidecars, a checkpoint in published names.
+
+    filtered: the test records in mV, benchmark: normalised; returns the scores' table and the maps (records, 4800, 12).
+    """
+    data, checkpoint = folder / "data", folder / "ckpt" / "mymodel.pt"
     data.mkdir(), checkpoint.parent.mkdir()
     torch.save({"model_state_dict": seeded_weights(published_shapes())}, checkpoint)
+    np.save(data / "test.npy", np.stack(filtered))
+    np.save(data / "label.npy", np.arange(len(filtered)) % 2)
+    np.save(data / "benchmark_data.npy", np.stack(benchmark))
+    np.save(data / "benchmark_label.npy", (np.stack(benchmark) > 0.5).astype(np.float64))
+    finished = run_script("test.py", "--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt",
+                          "--save_maps", "1", "--protocol", "paper", cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    scores = pd.read_csv(folder / "results" / "detection_scores.csv")
+    assert scores["ecg_id"].isna().all()
+    return scores["paper"], np.load(folder / "results" / "localization_maps_paper.npy")
+
+
+def test_authors_command_line_gives_their_numbers(reference, reference_records, tmp_path):
+    """On the authors' layout and a published checkpoint, test.py gives the scores and maps that were measured."""
     filtered = {ecg_id: filter_leads(record) for ecg_id, record in reference_records.items()}
     expected_maps = np.load(reference / "localization_maps.npz")
-    np.save(data / "test.npy", np.stack(list(filtered.values())))
-    np.save(data / "label.npy", np.arange(len(filtered)) % 2)
-    benchmark = np.stack([normalize_leads(filtered[ecg_id]) for ecg_id in expected_maps["ecg_id"]])
-    np.save(data / "benchmark_data.npy", benchmark)
-    np.save(data / "benchmark_label.npy", (benchmark > 0.5).astype(np.float64))
-    finished = run_script("test.py", "--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt",
-                          "--save_maps", "1", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    benchmark = [normalize_leads(filtered[ecg_id]) for ecg_id in expected_maps["ecg_id"]]
+    scores, maps = report_of(tmp_path, list(filtered.values()), benchmark)
     expected = json.loads((reference / "detection_scores.json").read_text())
-    scores = pd.read_csv(tmp_path / "results" / "detection_scores.csv")
-    np.testing.assert_allclose(scores["paper"], [expected[str(ecg_id)] for ecg_id in filtered], rtol=TOLERANCE)
-    maps = np.load(tmp_path / "results" / "localization_maps_paper.npy")
+    np.testing.assert_allclose(scores, [expected[str(ecg_id)] for ecg_id in filtered], rtol=TOLERANCE)
     assert close(maps[:, ::20], expected_maps["score"])
-    assert scores["ecg_id"].isna().all()
+
+
+def test_authors_command_line_gives_the_plain_numbers(simulated_records, published_state, tmp_path):
+    """The same against the plain reference, on simulated records, one of them without any beat."""
+    benchmark = [normalize_leads(simulated_records[1])]
+    scores, maps = report_of(tmp_path, simulated_records, benchmark)
+    with torch.inference_mode():
+        expected = [plain.score_record(published_state, record, find_r_peaks(record[:, 1]), "paper")[0]
+                    for record in simulated_records]
+        expected_map = plain.score_record(published_state, benchmark[0], find_r_peaks(benchmark[0][:, 1]), "paper")[1]
+    np.testing.assert_allclose(scores, expected, rtol=TOLERANCE)
+    assert close(maps[0], expected_map)

@@ -1,12 +1,14 @@
 """test.py and train.py as their users call them: the authors' command lines, the report's files, the refusals."""
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
 from sklearn.metrics import roc_auc_score
 
 TEST_LINE = ("--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt")
@@ -58,11 +60,14 @@ def test_report_is_complete_and_consistent(workplace):
         assert entry["counts"]["records"] == len(scores) and entry["seconds"]["detection"] > 0
         assert f"{protocol}" in finished.stdout and f"{entry['detection_auroc']:.4f}" in finished.stdout
     assert len(results["checkpoint"]["sha256"]) == 64 and results["device"] and results["versions"]["torch"]
+    for name, auroc in results["baselines"]["localization"].items():
+        assert 0 < auroc["pooled"] < 1 and f"{auroc['per_record']:.4f}" in finished.stdout, name
+    assert set(results["baselines"]["detection"]) == {"largest amplitude", "mean |slope|"}
     assert results["data"]["audit"]["test"]["normal"] == int((scores["label"] == 0).sum())
 
 
 def test_authors_lines_run_on_the_authors_layout(authors_workplace):
-    """Both published command lines, word for word, on float64 arrays without sidecars; localization says what it needs."""
+    """Both published command lines, word for word, on float64 arrays without sidecars and with no benchmark."""
     finished = run_script("train.py", *TRAIN_LINE, "--epochs", 1, cwd=authors_workplace)
     assert finished.returncode == 0, finished.stderr
     assert "protocol paper, epoch kept: last" in finished.stdout
@@ -72,7 +77,7 @@ def test_authors_lines_run_on_the_authors_layout(authors_workplace):
     assert "localization is skipped" in finished.stdout and "benchmark_data.npy" in finished.stdout
     results = json.loads((authors_workplace / "results" / "results.json").read_text())
     assert results["paper"]["localization_auroc_pooled"] is None and results["data"] is None
-    assert results["checkpoint"]["epoch"] == 1
+    assert results["checkpoint"]["epoch"] == 1 and "chosen by last" in finished.stdout
 
 
 def test_one_protocol(authors_workplace):
@@ -81,6 +86,33 @@ def test_one_protocol(authors_workplace):
     assert finished.returncode == 0, finished.stderr
     assert list(pd.read_csv(authors_workplace / "out" / "detection_scores.csv")) == ["ecg_id", "label", "paper"]
     assert "clean" not in json.loads((authors_workplace / "out" / "results.json").read_text())
+
+
+def test_exchanged_arrays_do_not_inherit_provenance(workplace):
+    """Arrays put in the place of ours get no ecg_id and no manifest of the arrays that were there before."""
+    for name in ("test.npy", "label.npy"):
+        break_array(workplace / "data" / name, lambda a: a[::-1])
+    finished = run_script("test.py", *TEST_LINE, "--protocol", "paper", cwd=workplace)
+    assert finished.returncode == 0 and "does not describe" in finished.stdout
+    assert json.loads((workplace / "results" / "results.json").read_text())["data"] is None
+    assert pd.read_csv(workplace / "results" / "detection_scores.csv")["ecg_id"].isna().all()
+
+
+def test_benchmark_marked_outside_the_scored_samples(workplace):
+    """A benchmark whose only points lie where nothing is scored is refused before any work, and named."""
+    break_array(workplace / "data" / "benchmark_label.npy", lambda a: np.where(np.arange(5000)[:, None] < 50, 1, 0 * a))
+    refuse(workplace, TEST_LINE, "benchmark_label.npy")
+
+
+def test_machines_with_torch_alone(workplace):
+    """On prepared arrays both scripts run where neither pandas, wfdb nor heartpy is installed."""
+    code = ("import runpy, sys; sys.modules.update(dict.fromkeys(('pandas', 'wfdb', 'heartpy'))); "
+            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    for script, line in (("train.py", (*TRAIN_LINE, "--epochs", "1", "--select", "last")),
+                         ("test.py", (*TEST_LINE, "--protocol", "paper"))):
+        finished = subprocess.run([sys.executable, "-c", code, ROOT / script, *line], cwd=workplace,
+                                  capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
 
 
 def break_array(path, change):
@@ -100,7 +132,8 @@ def test_bad_arrays_are_refused(authors_workplace, name, change, message):
 
 @pytest.mark.parametrize("flags, message", [
     (("--load_path", "absent.pt"), "absent.pt"), (("--hidden", "64"), "--hidden 50"), (("--dims", "8"), "--dims 12"),
-    (("--mask_ratio", "0"), "--mask_ratio"), (("--data_path", "nowhere"), "nowhere"), (("--device", "cuda"), "cuda")])
+    (("--mask_ratio", "0"), "--mask_ratio"), (("--output_dir", "data/test.npy/x"), "data/test.npy/x"),
+    (("--data_path", "nowhere"), "nowhere"), (("--device", "cuda"), "cuda")])
 def test_bad_flags_are_refused(authors_workplace, flags, message):
     """A flag that does not fit ends in one sentence that names it, or what it should have been."""
     if flags[1] == "cuda" and torch.cuda.is_available():

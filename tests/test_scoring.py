@@ -5,6 +5,9 @@ import torch
 
 import scoring
 from arrays import load_r_peaks, open_signals
+from fused import FusedMCF
+from model import MCF, compute_trend
+from utils import UserError
 
 CPU = torch.device("cpu")
 
@@ -14,6 +17,20 @@ def some_records(simulated):
     """Five simulated test records with their R peaks, the last without any."""
     signals = open_signals(simulated, "test", 12)
     return np.array(signals[:5]), load_r_peaks(simulated, "test", signals)[:4] + [np.zeros(0, np.int32)]
+
+
+def test_fused_network_is_the_plain_one(model):
+    """The form in which scoring runs the network restores what the plain network restores."""
+    generator = torch.Generator().manual_seed(0)
+    ecg, beat = torch.rand(3, 4800, 12, generator=generator), torch.rand(3, 480, 12, generator=generator)
+    trend = compute_trend(ecg)
+    with torch.inference_mode():
+        fused = FusedMCF(model)
+        found = fused.restore(fused.encode_global(ecg), fused.encode_local(beat),
+                              fused.begin_trend(fused.encode_trend(trend)))
+        expected = model(ecg, beat, trend)
+    for one, other in zip((*found[0], *found[1], found[2]), (*expected[0], *expected[1], expected[2])):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("protocol", scoring.PROTOCOLS)
@@ -66,9 +83,34 @@ def test_thin_out():
     """Fewer beats are spread over the record; None keeps all."""
     positions = np.arange(10) * 400 + 300
     assert scoring.thin_out(positions, None) is positions and scoring.thin_out(positions[:2], 3).tolist() == [300, 700]
-    for count in (1, 2, 5):
-        chosen = scoring.thin_out(positions, count)
-        assert len(set(chosen.tolist())) == count and set(chosen) <= set(positions)
+    for number in range(1, 25):
+        positions = np.arange(number) * 150 + 300
+        for count in range(1, number + 1):
+            chosen = scoring.thin_out(positions, count)
+            assert len(set(chosen.tolist())) == count and set(chosen) <= set(positions)
+    assert scoring.thin_out(np.arange(9), 1).tolist() == [4]
+
+
+def test_unsound_weights_are_named(simulated):
+    """Weights that are not finite end in a sentence, not in NaN scores."""
+    network = MCF()
+    torch.nn.init.constant_(network.norm.bias, float("nan"))
+    signals = open_signals(simulated, "test", 12)[:1]
+    with pytest.raises(UserError, match="row 0 of test.npy"):
+        scoring.score_split(network, signals, [np.array([2000])], "clean", 30, CPU, "test")
+
+
+def test_trivial_baselines():
+    """The baselines are what their names say: high at the R peak, where the lead is steep, where it is far off."""
+    record = np.zeros((1, 5000, 2), np.float32)
+    record[0, 2000:2200, 0] = 1
+    found = scoring.localization_baselines(record, [np.array([2500])])
+    assert all(maps.shape == (1, 4800, 2) for maps in found.values())
+    assert found["nearness to an R peak"][0, :, 1].argmax() == 2400
+    assert abs(found["|slope|"][0, :1950, 0].argmax() - 1900) <= 1
+    assert found["|amplitude|"][0, 2000, 0] > 0.9 and found["|amplitude|"][0, 1000, 0] < 1e-6
+    detection = scoring.detection_baselines(record * 3)
+    assert detection["largest amplitude"] == 3 and detection["mean |slope|"] == pytest.approx(6 / (4999 * 2))
 
 
 def test_auroc_polarity():

@@ -1,12 +1,16 @@
 """Training: reproducible, resumable, honest about how the epoch was chosen."""
 import csv
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import run_script
 
-FLAGS = ("--epochs", 2, "--batch_size", 16, "--lr", "1e-3", "--val_beats", 1, "--device", "cpu")
+from arrays import open_signals
+from train import choose_rows
+
+FLAGS = ("--epochs", 3, "--batch_size", 16, "--lr", "1e-3", "--val_beats", 1, "--device", "cpu")
 
 
 def train(data, save_path, *extra, **environment):
@@ -37,7 +41,7 @@ def test_same_seed_same_weights(trained, simulated, tmp_path):
 
 
 def test_resume_is_bit_for_bit(trained, simulated, tmp_path):
-    """A run killed during its second epoch and resumed ends with the weights of one that never stopped."""
+    """A run killed during the second of three epochs and resumed ends with the weights of one that never stopped."""
     flags = ["--data_path", simulated, "--save_path", tmp_path / "model.pt", *FLAGS]
     killed = run_script("tests/kill_in_epoch.py", *flags)
     assert killed.returncode == -9
@@ -47,18 +51,20 @@ def test_resume_is_bit_for_bit(trained, simulated, tmp_path):
     for name, value in weights(trained / "last.pt").items():
         assert torch.equal(value, weights(tmp_path / "last.pt")[name]), name
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
-    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
 
 
 def test_history_and_checkpoint_say_what_was_done(trained):
     """history.csv has a line per epoch with all terms; the checkpoint carries config, epoch, metrics and versions."""
     rows = list(csv.DictReader((trained / "history.csv").open()))
-    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     for row in rows:
         terms = sum(float(row[f"loss_{term}"]) for term in ("global", "local", "trend"))
         assert abs(float(row["loss"]) - terms) < 1e-4
         assert 0 <= float(row["val_auroc"]) <= 1 and row["test_auroc"] == "" and float(row["seconds"]) > 0
-    assert [float(row["lr"]) for row in rows] == pytest.approx([5e-4, 0])       # cosine by epoch, counted from 1
+    assert [float(row["lr"]) for row in rows] == pytest.approx([7.5e-4, 2.5e-4, 0])     # cosine, counted from 1
+    losses = [float(row["loss"]) for row in rows]
+    assert losses[1] < losses[0] - 0.2 and abs(losses[2] - losses[1]) < 0.3         # it learns, and at rate 0 no more
     content = torch.load(trained / "model.pt", weights_only=True)
     best = max(rows, key=lambda row: float(row["val_auroc"]))
     assert content["epoch"] == int(best["epoch"]) and content["metrics"]["val_auroc"] == float(best["val_auroc"])
@@ -67,19 +73,34 @@ def test_history_and_checkpoint_say_what_was_done(trained):
     assert sorted(file.name for file in trained.iterdir()) == ["history.csv", "last.pt", "model.pt"]
 
 
+def test_bfloat16_trains(trained, simulated, tmp_path):
+    """--amp bf16 follows the float32 run closely, and its weights stay float32."""
+    train(simulated, tmp_path / "model.pt", "--amp", "bf16", "--select", "last")
+    for one, other in zip(csv.DictReader((trained / "history.csv").open()),
+                          csv.DictReader((tmp_path / "history.csv").open())):
+        assert abs(float(one["loss"]) - float(other["loss"])) < 0.05
+    assert weights(tmp_path / "model.pt")["norm.weight"].dtype == torch.float32
+
+
 def test_protocols_choose_their_folds(simulated, trained, tmp_path):
     """clean holds fold 9 back, paper trains on it; choosing the epoch on the test set is said to be optimistic."""
     clean = train(simulated, tmp_path / "clean.pt", "--protocol", "clean", "--epochs", 1, "--select", "last")
     paper = train(simulated, tmp_path / "paper.pt", "--protocol", "paper", "--epochs", 1, "--select", "test")
     counts = [int(run.stdout.split("training on ")[1].split()[0]) for run in (clean, paper)]
-    assert 0 < counts[0] < counts[1]
+    folds = [int(row["fold"]) for row in csv.DictReader((simulated / "train_records.csv").open())]
+    assert counts == [len(folds) - folds.count(9), len(folds)] and folds.count(9) > 0
+    signals = open_signals(simulated, "train", 12)
+    for protocol, held_back in (("clean", {9}), ("paper", set())):
+        rows = choose_rows(signals, SimpleNamespace(data_path=simulated, protocol=protocol, select="last"))
+        assert rows.tolist() == [row for row, fold in enumerate(folds) if fold not in held_back]
     assert "optimistic" in paper.stdout and "optimistic" not in clean.stdout
 
 
 @pytest.mark.parametrize("change, message", [
     (("--protocol", "clean"), "train_records.csv"), (("--resume",), "last.pt"), (("--dims", 8), "train.npy"),
     (("--hidden", 7), "--hidden"), (("--mask_ratio", 0), "--mask_ratio"), (("--batch_size", 0), "--batch_size"),
-    (("--epochs", 0), "--epochs"), (("--select", "val"), "val.npy"), (("--lr", "nan"), "--lr")])
+    (("--epochs", 0), "--epochs"), (("--select", "val"), "val.npy"), (("--lr", "nan"), "--lr"),
+    (("--save_path", "last.pt"), "--save_path"), (("--save_path", "/dev/null/model.pt"), "/dev/null")])
 def test_user_errors(simulated, tmp_path, change, message):
     """On the published layout (no sidecars) what cannot be done ends in a sentence, exit code 2, and no checkpoint."""
     (tmp_path / "data").mkdir()

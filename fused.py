@@ -1,0 +1,113 @@
+"""The network as scoring runs it: the same function of the same weights in eval mode, in fewer and faster steps.
+
+BatchNorm folds into the convolutions. Signals stay (batch, samples, leads) in memory, which convolutions call
+channels last. A transposed convolution of kernel 4 and stride 2 is a plain one of kernel 2 with twice the channels,
+whose output, read in order, is already interleaved. Of the trend decoder's first layer, which is linear, the trend's
+half is computed once a record. tests/test_scoring.py holds it to the plain network.
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model import MCF, TOKEN_KERNEL
+
+
+def fold_norm(norm: nn.BatchNorm1d | None, outputs: int) -> tuple:
+    """What BatchNorm in eval mode does after a convolution: factor (outputs,) and offset (outputs,)."""
+    if norm is None:
+        return torch.ones(outputs), torch.zeros(outputs)
+    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    return factor, norm.bias - norm.running_mean * factor
+
+
+def as_2d(weight: torch.Tensor) -> torch.Tensor:
+    """A Conv1d weight (out, in, kernel) as a Conv2d weight (out, in, 1, kernel), channels last."""
+    return weight.detach().unsqueeze(2).contiguous(memory_format=torch.channels_last)
+
+
+class FusedEncoder:
+    """Computes what build_encoder's layers compute: (B, samples, leads) -> tokens (B, hidden, tokens)."""
+
+    def __init__(self, encoder: nn.Sequential):
+        layers, self.steps = list(encoder), []
+        for position, layer in enumerate(layers):
+            if isinstance(layer, nn.Conv1d):
+                following = layers[position + 1] if position + 1 < len(layers) else None
+                norm = following if isinstance(following, nn.BatchNorm1d) else None
+                factor, offset = (part.to(layer.weight.device) for part in fold_norm(norm, layer.out_channels))
+                self.steps.append((as_2d(layer.weight * factor[:, None, None]), offset.detach()))
+
+    def __call__(self, signal):
+        x = signal.transpose(1, 2).unsqueeze(2)                             # (B, leads, 1, samples), channels last
+        for weight, offset in self.steps[:-1]:
+            x = F.leaky_relu_(F.conv2d(x, weight, offset, stride=(1, 2), padding=(0, 1)), 0.2)
+        return F.conv2d(x, *self.steps[-1]).squeeze(2)
+
+
+class FusedDecoder:
+    """Computes what build_decoder's layers compute, from tokens (B, hidden, tokens) to (B, samples, channels).
+
+    Between the layers x is (B, channels, 1, samples + 2) with a zero at either end, the next layer's padding.
+    """
+
+    def __init__(self, decoder: nn.Sequential):
+        layers = [layer for layer in decoder if isinstance(layer, (nn.ConvTranspose1d, nn.BatchNorm1d))]
+        factor, offset = fold_norm(layers[1], layers[0].out_channels)
+        first = layers[0].weight.transpose(0, 1).flip(2) * factor[:, None, None]    # stride 1: a convolution, flipped
+        self.first, self.first_offset, self.steps = as_2d(first), offset.detach(), []
+        for position in range(2, len(layers), 2):
+            weight = layers[position].weight.transpose(0, 1)                        # (out, in, 4)
+            norm = layers[position + 1] if position + 1 < len(layers) else None
+            factor, offset = (part.to(weight.device) for part in fold_norm(norm, len(weight)))
+            weight = weight * factor[:, None, None]
+            # outputs 2u-1 and 2u both see inputs u-1 and u, the odd one by taps 2 and 0, the even one by 3 and 1
+            pair = torch.cat([weight[..., [2, 0]], weight[..., [3, 1]]])
+            self.steps.append((as_2d(pair), offset.detach().repeat(2)))
+
+    def start(self, tokens, part: slice = slice(None)):
+        """The first layer without its offset, for the token channels in part: linear, so parts of it add up."""
+        return F.conv2d(tokens.unsqueeze(2), self.first[:, part], padding=(0, TOKEN_KERNEL))
+
+    def finish(self, x):
+        """From the first layer's output to the restored signal."""
+        x = pad_ends(F.relu_(x + self.first_offset[:, None, None]))
+        for position, (weight, offset) in enumerate(self.steps):
+            x = F.conv2d(x, weight, offset)                                         # (B, 2 channels, 1, samples + 1)
+            batch, double, _, windows = x.shape
+            x = x.permute(0, 2, 3, 1).reshape(batch, 1, 2 * windows, double // 2)
+            if position + 1 < len(self.steps):
+                x = pad_ends(F.relu_(x.permute(0, 3, 1, 2)))
+        return torch.tanh(x[:, 0, 1:-1])
+
+    def __call__(self, tokens):
+        return self.finish(self.start(tokens))
+
+
+def pad_ends(x):
+    """Set the first and the last sample of (B, channels, 1, samples) to 0, in place."""
+    x[..., 0], x[..., -1] = 0, 0
+    return x
+
+
+class FusedMCF:
+    """MCF in eval mode, for scoring. It copies the weights: make it anew after a training step."""
+
+    @torch.no_grad()
+    def __init__(self, model: MCF):
+        self.model, self.leads, self.hidden = model, model.leads, model.hidden
+        self.encode_global, self.encode_local, self.encode_trend = (
+            FusedEncoder(encoder) for encoder in (model.global_encoder, model.local_encoder, model.trend_encoder))
+        self.global_decoder, self.local_decoder, self.trend_decoder = (
+            FusedDecoder(decoder) for decoder in (model.global_decoder, model.local_decoder, model.trend_decoder))
+
+    def begin_trend(self, trend_tokens):
+        """The trend's share of the trend decoder's first layer, for restore(): once a record."""
+        return self.trend_decoder.start(trend_tokens, slice(self.hidden, None))
+
+    def restore(self, global_tokens, local_tokens, trend_begun):
+        """Tokens of n beats and their records (n, hidden, 136), (n, hidden, 1), begin_trend's output: MCF's outputs."""
+        global_tokens, local_tokens = self.model.cross_attend(global_tokens, local_tokens)
+        of_global, of_local = self.global_decoder(global_tokens), self.local_decoder(local_tokens)
+        of_trend = self.trend_decoder.finish(self.trend_decoder.start(global_tokens, slice(self.hidden)) + trend_begun)
+        return ((of_global[..., :self.leads], of_global[..., self.leads:]),
+                (of_local[..., :self.leads], of_local[..., self.leads:]), of_trend)
