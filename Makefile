@@ -24,6 +24,11 @@ demo: .venv/installed
 	$(RUN) train.py --data_path demo/data --save_path demo/ckpt/model.pt --epochs 12 --batch_size 16 --lr 1e-3 \
 		--val_every 6
 	$(RUN) test.py --data_path demo/data --load_path demo/ckpt/model.pt --output_dir demo/results
+	@$(RUN) -c 'import json; found = json.load(open("demo/results/results.json")); \
+		good = all(found[name]["detection_auroc"] > 0.9 and found[name]["localization_auroc_pooled"] > 0.8 \
+		and found[name]["localization_auroc_per_record"] > 0.8 for name in ("paper", "clean")); \
+		print("demo: detection above 0.9 and localization above 0.8, as they must be" if good else \
+		"demo: an AUROC is too low on data this easy, something is wrong"); raise SystemExit(not good)'
 
 test: .venv/installed
 	$(RUN) -m pytest tests -q

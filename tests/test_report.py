@@ -106,8 +106,11 @@ def test_benchmark_marked_outside_the_scored_samples(workplace):
 
 def test_machines_with_torch_alone(workplace):
     """On prepared arrays both scripts run where neither pandas, wfdb nor heartpy is installed."""
-    code = ("import runpy, sys; sys.modules.update(dict.fromkeys(('pandas', 'wfdb', 'heartpy'))); "
-            "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')")
+    code = f"""import runpy, sys
+sys.modules.update(dict.fromkeys(("pandas", "wfdb", "heartpy")))        # makes their import fail
+sys.path.insert(0, {str(ROOT)!r})
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")"""
     for script, line in (("train.py", (*TRAIN_LINE, "--epochs", "1", "--select", "last")),
                          ("test.py", (*TEST_LINE, "--protocol", "paper"))):
         finished = subprocess.run([sys.executable, "-c", code, ROOT / script, *line], cwd=workplace,
