@@ -1,14 +1,12 @@
 """test.py and train.py as their users call them: the authors' command lines, the report's files, the refusals."""
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import run_script
 from sklearn.metrics import roc_auc_score
 
 TEST_LINE = ("--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt")
@@ -101,24 +99,18 @@ def test_exchanged_arrays_do_not_inherit_provenance(workplace):
 def test_benchmark_marked_outside_the_scored_samples(workplace):
     """A benchmark whose only points lie where nothing is scored is refused before any work, and named."""
     break_array(workplace / "data" / "benchmark_label.npy", lambda a: np.where(np.arange(5000)[:, None] < 50, 1, 0 * a))
-    refuse(workplace, TEST_LINE, "benchmark_label.npy")
+    assert_refused(workplace, TEST_LINE, "benchmark_label.npy")
 
 
 def test_machines_with_torch_alone(workplace):
     """On prepared arrays both scripts run where neither pandas, wfdb nor heartpy is installed."""
-    code = f"""import runpy, sys
-class Absent:
-    def find_spec(self, name, *_):
-        if name.split(".")[0] in ("pandas", "wfdb", "heartpy"):
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
-sys.path.insert(0, {str(ROOT)!r})
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")"""
+    absent = workplace / "absent"
+    absent.mkdir()
+    for package in ("pandas", "wfdb", "heartpy"):
+        (absent / f"{package}.py").write_text(f"raise ModuleNotFoundError({package!r})")
     for script, line in (("train.py", (*TRAIN_LINE, "--epochs", "1", "--select", "last")),
                          ("test.py", (*TEST_LINE, "--protocol", "paper"))):
-        finished = subprocess.run([sys.executable, "-c", code, ROOT / script, *line], cwd=workplace,
-                                  capture_output=True, text=True)
+        finished = run_script(script, *line, cwd=workplace, PYTHONPATH=str(absent))
         assert finished.returncode == 0, finished.stderr
 
 
@@ -134,7 +126,7 @@ def break_array(path, change):
 def test_bad_arrays_are_refused(authors_workplace, name, change, message):
     """An array that cannot be scored ends in one sentence that names it, exit code 2, and no report."""
     break_array(authors_workplace / "data" / name, change)
-    refuse(authors_workplace, TEST_LINE, message)
+    assert_refused(authors_workplace, TEST_LINE, message)
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -145,10 +137,10 @@ def test_bad_flags_are_refused(authors_workplace, flags, message):
     """A flag that does not fit ends in one sentence that names it, or what it should have been."""
     if flags[1] == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    refuse(authors_workplace, (*TEST_LINE, *flags), message)
+    assert_refused(authors_workplace, (*TEST_LINE, *flags), message)
 
 
-def refuse(folder, line, message):
+def assert_refused(folder, line, message):
     finished = run_script("test.py", *line, cwd=folder)
     last = finished.stderr.rstrip("\n").split("\n")[-1]
     assert finished.returncode == 2 and "Traceback" not in finished.stderr

@@ -284,4 +284,5 @@ def check_r_peaks(found, samples):
 def test_wfdb_and_heartpy_are_imported_late():
     """Training and scoring on prepared arrays run on a machine that has neither."""
     code = "import arrays, sys; sys.exit(bool({'wfdb', 'heartpy'} & set(sys.modules)))"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[1], check=True)
+    finished = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).resolve().parents[1], check=False)
+    assert finished.returncode == 0
