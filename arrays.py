@@ -25,6 +25,7 @@ from utils import UserError, unwritable, write_atomically
 SIGNAL_FILES = {"train": "train.npy", "val": "val.npy", "test": "test.npy", "benchmark": "benchmark_data.npy"}
 LABEL_FILES = {"val": "val_label.npy", "test": "label.npy", "benchmark": "benchmark_label.npy"}
 MANIFEST = "manifest.json"
+SIMULATED_MARKER = "SYNTHETIC.txt"          # stands in a PTB-XL-shaped folder whose ECGs are simulated
 VALIDATION_FOLD, TEST_FOLD = 9, 10
 RECORD_COLUMNS = {"ecg_id": int, "fold": int, "label": int, "superclasses": str, "statements": str, "r_peaks": int}
 FINGERPRINT_ROWS = 32

@@ -304,9 +304,9 @@ def print_audit(counts: dict, lost: list, described: dict):
     print("\nlabel audit" + " " * 9 + "".join(f"{column:>12}" for column in AUDIT_COLUMNS))
     for split, row in counts.items():
         print(f"{titles[split]:<20}" + "".join(f"{row[column]:>12,}" for column in AUDIT_COLUMNS))
-    print("normal: the superclasses are exactly {NORM}; mixed (NORM and another) are scored as abnormal; "
-          "unlabelled have no superclass\nand are left out; abnormal records of folds 1-8 are not read; records "
-          "without an R peak are kept.")
+    print("normal: the superclasses are exactly {NORM}; mixed (NORM and another) are scored as abnormal; unlabelled "
+          "have no superclass\nand are left out; abnormal records of folds 1-8 are not read. Missing (no file), lost "
+          "(unusable) and without an R peak\n(kept) are counted among the first four.")
     for loss in lost:
         print(f"lost: record {loss['ecg_id']} ({loss['split']}): {loss['reason']}")
     print("\narrays")
@@ -349,7 +349,8 @@ def main():
     in_table = records.attrs["records_in_table"]
     save_json(Path(arguments.data_path) / arrays.MANIFEST, {
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "source": {"data_set": "PTB-XL", "records_in_table": in_table,
+        "source": {"data_set": "simulated" if (ptbxl_path / arrays.SIMULATED_MARKER).exists() else "PTB-XL",
+                   "records_in_table": in_table,
                    "version": PTBXL_VERSIONS.get(in_table, "unknown")},
         "parameters": {"sampling_rate_read": arguments.sampling_rate, "sampling_rate": signals.SAMPLING_RATE,
                        "pass_band_hz": list(signals.PASS_BAND), "filter_order": signals.FILTER_ORDER,

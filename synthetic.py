@@ -24,6 +24,7 @@ from scipy.signal import butter, resample_poly, sosfilt
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from arrays import SIMULATED_MARKER
 from utils import UserError, run, write_atomically
 
 RATE = 500  # Hz
@@ -44,7 +45,6 @@ MUSCLE_BAND = butter(2, (20, 150), "bandpass", fs=RATE, output="sos")
 TRUTH_THRESHOLD = 0.05  # mV between the abnormal ECG and its own normal counterpart, half a small square of ECG paper
 TRUTH_GAP = 0.040  # s; a shorter gap is a zero crossing of the difference, and is marked too
 
-MARKER = "SYNTHETIC.txt"
 MARKER_START = "Simulated ECGs, not recordings of patients; written by synthetic.py"
 MIN_RECORDS = 40  # fewer leave a fold without a normal to validate on, or fold 10 with a handful of abnormals
 RECORD_COLUMNS = ("ecg_id,patient_id,age,sex,height,weight,nurse,site,device,recording_date,report,scp_codes,"
@@ -291,7 +291,7 @@ def write_csv(path, columns, rows):
 
 def prepare_folder(out, seed, records):
     """Make out an empty folder with the marker. What an earlier run left is removed; any other content is refused."""
-    marker = out / MARKER
+    marker = out / SIMULATED_MARKER
     if out.exists() and any(out.iterdir()):
         if not (marker.is_file() and marker.read_text(errors="replace").startswith(MARKER_START)):
             raise UserError(f"--out {out} holds files that synthetic.py did not write; choose a new or empty folder")
@@ -343,7 +343,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="same seed, same files (default 0)")
     args = parser.parse_args()
     write_dataset(args.out, args.records, args.seed)
-    print(f"{args.records} simulated records in {args.out}; they are made up, as {MARKER} there says")
+    print(f"{args.records} simulated records in {args.out}; they are made up, as {SIMULATED_MARKER} there says")
 
 
 if __name__ == "__main__":

@@ -122,17 +122,17 @@ def print_table(entries: dict, baselines: dict):
     """Print the AUROCs, a row a protocol and a row a trivial baseline, and what to know of the records behind them."""
     def line(name, detection, pooled, per_record, seconds):
         numbers = [f"{value:.4f}" if value is not None else "-" for value in (detection, pooled, per_record)]
-        print(f"{name:<24}{numbers[0]:>12}{numbers[1]:>24}{numbers[2]:>28}{seconds:>10}")
+        print(f"{name:<32}{numbers[0]:>12}{numbers[1]:>24}{numbers[2]:>28}{seconds:>10}")
 
-    print(f"\n{'AUROC':<24}{'detection':>12}{'localization, pooled':>24}{'localization, per record':>28}"
+    print(f"\n{'AUROC':<32}{'detection':>12}{'localization, pooled':>24}{'localization, per record':>28}"
           f"{'seconds':>10}")
     for protocol, entry in entries.items():
         line(protocol, entry["detection_auroc"], entry["localization_auroc_pooled"],
              entry["localization_auroc_per_record"], f"{sum(filter(None, entry['seconds'].values())):.1f}")
     for name, auroc in baselines["detection"].items():
-        line(name, auroc, None, None, "")
+        line(f"trivial: {name}", auroc, None, None, "")
     for name, auroc in baselines.get("localization", {}).items():
-        line(name, None, auroc["pooled"], auroc["per_record"], "")
+        line(f"trivial: {name}", None, auroc["pooled"], auroc["per_record"], "")
     counts = next(iter(entries.values()))["counts"]
     print(f"detection: {counts['records']} records, {counts['normal']} normal and {counts['abnormal']} abnormal; "
           f"{counts['without_valid_beat']} without a valid beat are scored on evenly spaced windows")
@@ -145,6 +145,9 @@ def print_table(entries: dict, baselines: dict):
 def print_checkpoint(checkpoint: dict):
     """Say how the weights came about: the protocol's name in the table covers the scoring alone."""
     config = checkpoint["config"]
+    if checkpoint["path"] is None:
+        print("weights: none, the network is untrained")
+        return
     if config is None:
         print("the weights do not say on which records they were trained, nor how their epoch was chosen")
         return
@@ -176,7 +179,8 @@ def describe_data(data_path, splits: list) -> dict:
     manifest = load_manifest(data_path)
     described = all(describes(manifest, split.name, split.signals) for split in splits)
     if manifest and not described:
-        print(f"the manifest in {data_path} does not describe all arrays that are scored; the report leaves it out.")
+        print(f"the manifest in {data_path} does not describe all arrays that are scored, and is left out of the "
+              "report; see that the labels belong to the same signals.")
     return {"data": manifest if described else None,
             "arrays": {split.name: {"shape": list(split.signals.shape), "fingerprint": fingerprint(split.signals)}
                        for split in splits}}
@@ -208,6 +212,8 @@ def main():
                  scores_table(test, scores))
     print_table(entries, baselines)
     print_checkpoint(checkpoint)
+    if about["data"] and about["data"]["source"]["data_set"] == "simulated":
+        print("data: simulated ECGs; these numbers say nothing about patients")
     print(f"written to {arguments.output_dir}")
 
 

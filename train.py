@@ -114,8 +114,8 @@ def train_epoch(model: MCF, optimizer, batches: TrainingBatches, epoch: int, arg
         optimizer.step()
         totals = {name: totals.get(name, 0) + value.detach() * len(ecg) for name, value in losses.items()}
         seen += len(ecg)
-        if progress.n % 20 == 0:
-            progress.set_postfix(loss=f"{float(totals['loss']) / seen:.4f}")
+        if device.type == "cpu" or progress.n % 20 == 0:                # elsewhere each look waits for the device
+            progress.set_postfix(mean_loss=f"{float(totals['loss']) / seen:.4f}")
     means = {name: float(total) / seen for name, total in totals.items()}
     if not math.isfinite(means["loss"]):
         raise UserError(f"the loss is not finite in epoch {epoch}; lower --lr, or train with --amp off "
@@ -157,6 +157,8 @@ class Run:
 
     def resume(self, model: MCF, optimizer) -> int:
         """Continue from last.pt: returns the epochs that are done. Raises UserError where the run was another one."""
+        if not self.last_path.exists():
+            raise UserError(f"{self.last_path} is missing, so there is nothing to resume; start without --resume")
         stored, facts = load_checkpoint(self.last_path)
         if "optimizer_state_dict" not in facts:
             raise UserError(f"{self.last_path} cannot be resumed, it holds no optimizer; start without --resume")
@@ -205,8 +207,26 @@ def train(arguments):
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=WEIGHT_DECAY)
     state = Run(arguments, fingerprint(signals))
     done = state.resume(model, optimizer) if arguments.resume else 0
+    if arguments.save_model and not arguments.resume and state.last_path.exists():
+        print(f"{state.last_path} and its checkpoint are of an earlier run, which this one replaces from its first "
+              "epoch on; --resume would continue it.")
     print(f"training on {len(rows)} normal records, protocol {arguments.protocol}, epoch kept: {arguments.select}, "
           f"on {device}" + (f", after {done} epochs" if done else ""))
+    try:
+        run_epochs(model, optimizer, batches, validation, state, done)
+    except KeyboardInterrupt:
+        if arguments.save_model:
+            print("\nthe same command with --resume goes on after the last whole epoch" if state.history else
+                  "\nno epoch was finished, so nothing of this run is kept")
+        raise
+    if arguments.save_model:
+        print(f"checkpoint: {arguments.save_path}\nscore it with: python test.py --data_path {arguments.data_path} "
+              f"--load_model 1 --load_path {arguments.save_path}")
+
+
+def run_epochs(model: MCF, optimizer, batches: TrainingBatches, validation: Validation, state: Run, done: int):
+    """Train, validate and keep one epoch after the other, after those that are done."""
+    arguments = state.arguments
     for epoch in range(done + 1, arguments.epochs + 1):
         started = time.perf_counter()
         for group in optimizer.param_groups:
@@ -223,20 +243,11 @@ def train(arguments):
         tqdm.write(f"epoch {epoch:3d}  loss {row['loss']:.4f}"
                    + (f"  {validation.split} AUROC {auroc:.4f}" if auroc is not None else "")
                    + f"  {row['seconds']:.0f} s")
-    if arguments.save_model:
-        print(f"checkpoint: {arguments.save_path}\nscore it with: python test.py --data_path {arguments.data_path} "
-              f"--load_model 1 --load_path {arguments.save_path}")
 
 
 def main():
     git_commit()
-    arguments = parse_arguments()
-    try:
-        train(arguments)
-    except KeyboardInterrupt:
-        if arguments.save_model and Path(arguments.save_path).with_name(LAST).exists():
-            print("\ninterrupted; the same command with --resume goes on after the last whole epoch")
-        raise
+    train(parse_arguments())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs train.py as it is, and kills itself without warning in the middle of the second epoch."""
+"""Runs train.py as it is, and sends itself the signal KILL_WITH in the middle of epoch KILL_IN."""
 import os
 import signal
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train  # noqa: E402
+import utils  # noqa: E402
 from dataloader import TrainingBatches  # noqa: E402
 
 draw_epoch = TrainingBatches.draw_epoch
@@ -14,10 +15,10 @@ draw_epoch = TrainingBatches.draw_epoch
 
 def draw_then_die(self, epoch):
     for number, batch in enumerate(draw_epoch(self, epoch)):
-        if epoch == 2 and number == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if epoch == int(os.environ["KILL_IN"]) and number == 1:
+            os.kill(os.getpid(), signal.Signals[os.environ["KILL_WITH"]])
         yield batch
 
 
 TrainingBatches.draw_epoch = draw_then_die
-train.main()
+utils.run(train.main)

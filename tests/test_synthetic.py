@@ -75,7 +75,7 @@ def test_same_seed_gives_same_bytes(folder, tmp_path):
     stale = tmp_path / "records500/00000/00061_hr.dat"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"an earlier, longer run")
-    (tmp_path / synthetic.MARKER).write_text(synthetic.MARKER_START)
+    (tmp_path / synthetic.SIMULATED_MARKER).write_text(synthetic.MARKER_START)
     synthetic.write_dataset(tmp_path, RECORDS, SEED)
     assert hash_files(tmp_path) == hash_files(folder)
 

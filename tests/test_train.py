@@ -43,8 +43,12 @@ def test_same_seed_same_weights(trained, simulated, tmp_path):
 def test_resume_is_bit_for_bit(trained, simulated, tmp_path):
     """A run killed during the second of three epochs and resumed ends with the weights of one that never stopped."""
     flags = ["--data_path", simulated, "--save_path", tmp_path / "model.pt", *FLAGS]
-    killed = run_script("tests/kill_in_epoch.py", *flags)
+    early = run_script("tests/kill_in_epoch.py", *flags, KILL_IN="1", KILL_WITH="SIGINT")
+    assert early.returncode == 130 and "nothing of this run is kept" in early.stdout
+    killed = run_script("tests/kill_in_epoch.py", *flags, KILL_IN="2", KILL_WITH="SIGKILL")
     assert killed.returncode == -9
+    stopped = run_script("tests/kill_in_epoch.py", *flags, "--resume", KILL_IN="2", KILL_WITH="SIGTERM")
+    assert stopped.returncode == 130 and "--resume goes on" in stopped.stdout
     assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1
     finished = train(simulated, tmp_path / "model.pt", "--resume")
     assert "after 1 epochs" in finished.stdout
