@@ -1,9 +1,8 @@
 """The network as scoring runs it: the same function of the same weights in eval mode, in fewer and faster steps.
 
-BatchNorm folds into the convolutions. Signals stay (batch, samples, leads) in memory, which convolutions call
-channels last. A transposed convolution of kernel 4 and stride 2 is a plain one of kernel 2 with twice the channels,
-whose output, read in order, is already interleaved. Of the trend decoder's first layer, which is linear, the trend's
-half is computed once a record. tests/test_scoring.py holds it to the plain network.
+BatchNorm folds into the convolutions. A transposed convolution of kernel 4 and stride 2 is a plain one of kernel 2 with
+twice the channels, whose output, read in order, is already interleaved. Of the trend decoder's first layer, which is
+linear, the trend's half is computed once a record. tests/test_scoring.py holds it to the plain network.
 """
 import torch
 import torch.nn.functional as F
@@ -12,7 +11,7 @@ from torch import nn
 from model import MCF, TOKEN_KERNEL
 
 
-def fold_norm(norm: nn.BatchNorm1d | None, outputs: int) -> tuple:
+def fold_norm(norm: nn.BatchNorm2d | None, outputs: int) -> tuple:
     """What BatchNorm in eval mode does after a convolution: factor (outputs,) and offset (outputs,)."""
     if norm is None:
         return torch.ones(outputs), torch.zeros(outputs)
@@ -20,9 +19,9 @@ def fold_norm(norm: nn.BatchNorm1d | None, outputs: int) -> tuple:
     return factor, norm.bias - norm.running_mean * factor
 
 
-def as_2d(weight: torch.Tensor) -> torch.Tensor:
-    """A Conv1d weight (out, in, kernel) as a Conv2d weight (out, in, 1, kernel), channels last."""
-    return weight.detach().unsqueeze(2).contiguous(memory_format=torch.channels_last)
+def frozen(weight: torch.Tensor) -> torch.Tensor:
+    """A convolution's weight (out, in, 1, kernel) for inference, channels last in memory."""
+    return weight.detach().contiguous(memory_format=torch.channels_last)
 
 
 class FusedEncoder:
@@ -31,11 +30,11 @@ class FusedEncoder:
     def __init__(self, encoder: nn.Sequential):
         layers, self.steps = list(encoder), []
         for position, layer in enumerate(layers):
-            if isinstance(layer, nn.Conv1d):
+            if isinstance(layer, nn.Conv2d):
                 following = layers[position + 1] if position + 1 < len(layers) else None
-                norm = following if isinstance(following, nn.BatchNorm1d) else None
+                norm = following if isinstance(following, nn.BatchNorm2d) else None
                 factor, offset = (part.to(layer.weight.device) for part in fold_norm(norm, layer.out_channels))
-                self.steps.append((as_2d(layer.weight * factor[:, None, None]), offset.detach()))
+                self.steps.append((frozen(layer.weight * factor[:, None, None, None]), offset.detach()))
 
     def __call__(self, signal):
         x = signal.transpose(1, 2).unsqueeze(2)                             # (B, leads, 1, samples), channels last
@@ -51,18 +50,19 @@ class FusedDecoder:
     """
 
     def __init__(self, decoder: nn.Sequential):
-        layers = [layer for layer in decoder if isinstance(layer, (nn.ConvTranspose1d, nn.BatchNorm1d))]
+        layers = [layer for layer in decoder if isinstance(layer, (nn.ConvTranspose2d, nn.BatchNorm2d))]
         factor, offset = fold_norm(layers[1], layers[0].out_channels)
-        first = layers[0].weight.transpose(0, 1).flip(2) * factor[:, None, None]    # stride 1: a convolution, flipped
-        self.first, self.first_offset, self.steps = as_2d(first), offset.detach(), []
+        # of stride 1, so a plain convolution with the kernel reversed
+        first = layers[0].weight.transpose(0, 1).flip(3) * factor[:, None, None, None]
+        self.first, self.first_offset, self.steps = frozen(first), offset.detach(), []
         for position in range(2, len(layers), 2):
-            weight = layers[position].weight.transpose(0, 1)                        # (out, in, 4)
+            weight = layers[position].weight.transpose(0, 1)                        # (out, in, 1, 4)
             norm = layers[position + 1] if position + 1 < len(layers) else None
             factor, offset = (part.to(weight.device) for part in fold_norm(norm, len(weight)))
-            weight = weight * factor[:, None, None]
+            weight = weight * factor[:, None, None, None]
             # outputs 2u-1 and 2u both see inputs u-1 and u, the odd one by taps 2 and 0, the even one by 3 and 1
             pair = torch.cat([weight[..., [2, 0]], weight[..., [3, 1]]])
-            self.steps.append((as_2d(pair), offset.detach().repeat(2)))
+            self.steps.append((frozen(pair), offset.detach().repeat(2)))
 
     def start(self, tokens, part: slice = slice(None)):
         """The first layer without its offset, for the token channels in part: linear, so parts of it add up."""

@@ -5,7 +5,8 @@ know by self-attention over their joined tokens; a third decoder restores the re
 
     python -c "from model import MCF; print(sum(p.numel() for p in MCF().parameters()))"    # 7085779
 
-Every signal is (batch, samples, leads) outside the network and (batch, leads, samples) inside it.
+Every signal is (batch, samples, leads) outside the network and (batch, channels, 1, samples) inside it, channels last
+in memory: the same bytes, and the layout in which convolutions are fastest. They compute what Conv1d layers would.
 """
 import numpy as np
 import torch
@@ -28,25 +29,25 @@ NUMPY_SCALARS = [np.dtype, (np._core.multiarray.scalar, "numpy.core.multiarray.s
 
 
 def build_encoder(leads: int, hidden: int) -> nn.Sequential:
-    """Convolutions from (B, leads, samples) to (B, hidden, samples / 32 - 14)."""
+    """Convolutions from (B, leads, 1, samples) to (B, hidden, 1, samples / 32 - 14)."""
     layers, inputs = [], leads
     for width in WIDTHS:
-        layers.append(nn.Conv1d(inputs, width, kernel_size=4, stride=2, padding=1, bias=False))
+        layers.append(nn.Conv2d(inputs, width, kernel_size=(1, 4), stride=(1, 2), padding=(0, 1), bias=False))
         if inputs != leads:                                   # no BatchNorm after the first convolution
-            layers.append(nn.BatchNorm1d(width))
+            layers.append(nn.BatchNorm2d(width))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
         inputs = width
-    layers.append(nn.Conv1d(inputs, hidden, TOKEN_KERNEL, bias=False))
+    layers.append(nn.Conv2d(inputs, hidden, (1, TOKEN_KERNEL), bias=False))
     return nn.Sequential(*layers)
 
 
 def build_decoder(hidden: int, outputs: int) -> nn.Sequential:
-    """Transposed convolutions from (B, hidden, tokens) to (B, outputs, (tokens + 14) * 32), inside (-1, 1)."""
+    """Transposed convolutions from (B, hidden, 1, tokens) to (B, outputs, 1, (tokens + 14) * 32), inside (-1, 1)."""
     widths = WIDTHS[::-1]
-    layers = [nn.ConvTranspose1d(hidden, widths[0], TOKEN_KERNEL, bias=False)]
+    layers = [nn.ConvTranspose2d(hidden, widths[0], (1, TOKEN_KERNEL), bias=False)]
     for width, following in zip(widths, (*widths[1:], outputs)):
-        layers += [nn.BatchNorm1d(width), nn.ReLU(inplace=True),
-                   nn.ConvTranspose1d(width, following, kernel_size=4, stride=2, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True),
+                   nn.ConvTranspose2d(width, following, kernel_size=(1, 4), stride=(1, 2), padding=(0, 1), bias=False)]
     return nn.Sequential(*layers, nn.Tanh())
 
 
@@ -87,18 +88,11 @@ class MCF(nn.Module):
         tokens = GLOBAL_TOKENS + 1
         self.global_mlp = nn.Sequential(nn.Linear(tokens, 4 * tokens), nn.ReLU(), nn.Linear(4 * tokens, GLOBAL_TOKENS))
         self.local_mlp = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.ReLU(), nn.Linear(2 * tokens, 1))
+        self.to(memory_format=torch.channels_last)
 
-    def encode_global(self, masked_global):
-        """(B, 4800, leads) -> tokens (B, hidden, 136)."""
-        return self.global_encoder(masked_global.transpose(1, 2))
-
-    def encode_local(self, masked_local):
-        """(B, 480, leads) -> tokens (B, hidden, 1)."""
-        return self.local_encoder(masked_local.transpose(1, 2))
-
-    def encode_trend(self, trend):
-        """(B, 4800, leads) -> tokens (B, hidden, 136)."""
-        return self.trend_encoder(trend.transpose(1, 2))
+    def encode_signal(self, encoder: nn.Sequential, signal):
+        """(B, samples, leads) -> tokens (B, hidden, samples / 32 - 14): 4800 samples give 136, 480 give 1."""
+        return encoder(signal.transpose(1, 2).unsqueeze(2)).squeeze(2)
 
     def cross_attend(self, global_tokens, local_tokens):
         """Let the recording and the beat inform each other: (B, hidden, 136), (B, hidden, 1) -> the same shapes."""
@@ -109,12 +103,8 @@ class MCF(nn.Module):
 
     def restore_signal(self, decoder: nn.Sequential, tokens):
         """Tokens -> (restored (B, samples, leads), log-variance (B, samples, 1))."""
-        output = decoder(tokens).transpose(1, 2)
+        output = decoder(tokens.unsqueeze(2)).squeeze(2).transpose(1, 2)
         return output[..., :self.leads], output[..., self.leads:]
-
-    def restore_trend(self, global_tokens, trend_tokens):
-        """Tokens of the recording and of its trend -> restored signal (B, 4800, leads)."""
-        return self.trend_decoder(torch.cat([global_tokens, trend_tokens], dim=1)).transpose(1, 2)
 
     def forward(self, masked_global, masked_local, trend):
         """Restore a recording and one of its beats.
@@ -123,11 +113,12 @@ class MCF(nn.Module):
         Returns ((restored_global, logvar_global), (restored_local, logvar_local), restored_trend), shaped like the
         inputs, the log-variances (B, samples, 1).
         """
-        global_tokens, local_tokens = self.cross_attend(self.encode_global(masked_global),
-                                                        self.encode_local(masked_local))
+        global_tokens, local_tokens = self.cross_attend(self.encode_signal(self.global_encoder, masked_global),
+                                                        self.encode_signal(self.local_encoder, masked_local))
+        trend_tokens = self.encode_signal(self.trend_encoder, trend)
+        restored_trend, _ = self.restore_signal(self.trend_decoder, torch.cat([global_tokens, trend_tokens], dim=1))
         return (self.restore_signal(self.global_decoder, global_tokens),
-                self.restore_signal(self.local_decoder, local_tokens),
-                self.restore_trend(global_tokens, self.encode_trend(trend)))
+                self.restore_signal(self.local_decoder, local_tokens), restored_trend)
 
 
 def compute_trend(signal):
@@ -174,9 +165,10 @@ def forward_loss(outputs, ecg, beat) -> dict:
 
 
 def translate_published(state: dict) -> dict:
-    """Rename the published implementation's `model_state_dict` to MCF's names; its shapes stay as they are.
+    """Bring the published implementation's `model_state_dict` to MCF's names and shapes.
 
-    Only the attention differs in form: its three projections are one stacked matrix in nn.MultiheadAttention.
+    Its Conv1d weights (out, in, kernel) are (out, in, 1, kernel) here, and the three projections of its attention are
+    one stacked matrix in nn.MultiheadAttention.
     """
     renamed = {"layer_norm.a_2": "norm.weight", "layer_norm.b_2": "norm.bias"}
     translated = {}
@@ -184,7 +176,7 @@ def translate_published(state: dict) -> dict:
         if name.startswith("attn.linear_layers"):
             continue
         name = renamed.get(name, name.replace(".main.", ".").replace("attn.output_linear", "attention.out_proj"))
-        translated[name] = value
+        translated[name] = value.unsqueeze(2) if value.ndim == 3 else value
     for kind in ("weight", "bias"):
         translated[f"attention.in_proj_{kind}"] = torch.cat(
             [state[f"attn.linear_layers.{part}.{kind}"] for part in range(3)])     # query, key, value
