@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+import parallel
 from arrays import SIGNAL_FILES, load_npy, read_rows, signal_path
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, compute_trend, scale_minmax
 
 PATCH_LENGTH = 48                                   # samples of a global mask's patch, 100 patches a recording
 FIRST_R, LAST_R = 200, 4400                         # a beat is valid where FIRST_R < R < LAST_R
 PUBLISHED_BEAT_MASKS = ((20, 120), (70, 170), (120, 220))
+ROWS_AT_ONCE = 256                                  # while an array is copied to a device
 
 
 def valid_beats(r_peaks: np.ndarray) -> tuple:
@@ -89,18 +91,39 @@ def scoring_masks(protocol: str, mask_ratio: int) -> tuple:
     return global_masks, local_masks
 
 
+def send(block: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array as a tensor on the device; a GPU copies it while the program goes on."""
+    tensor = torch.from_numpy(block)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def hold(signals: np.ndarray, rows: np.ndarray, name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a memory-mapped array as one tensor on the device. name: the file, for the message of UserError."""
+    held = torch.empty((len(rows), *signals.shape[1:]), dtype=dtype, device=device)
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        part = slice(start, start + ROWS_AT_ONCE)
+        held[part] = send(read_rows(signals, rows[part], name), device)
+    return held
+
+
+def fits(signals: np.ndarray, rows: np.ndarray, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether these rows may live on the device: on a GPU, where they take no more than half of its free memory."""
+    if device.type != "cuda":
+        return False
+    return len(rows) * signals[0].size * dtype.itemsize <= torch.cuda.mem_get_info(device)[0] // 2
+
+
 class TrainingRecords(Dataset):
     """The rows of train.npy, fetched a batch at a time; every worker process maps the file for itself."""
 
     def __init__(self, data_path):
         self.data_path, self.signals = data_path, None
 
-    def __getitems__(self, rows: list) -> tuple:
-        """Row numbers -> (the numbers (B,), their records (B, 5000, leads) float32)."""
+    def __getitems__(self, rows: list) -> torch.Tensor:
+        """Row numbers -> their records (B, 5000, leads) float32."""
         if self.signals is None:
             self.signals = load_npy(signal_path(self.data_path, "train"))
-        order = np.asarray(rows)
-        return torch.from_numpy(order), torch.from_numpy(read_rows(self.signals, order, SIGNAL_FILES["train"]))
+        return torch.from_numpy(read_rows(self.signals, np.asarray(rows), SIGNAL_FILES["train"]))
 
 
 def as_it_is(batch):
@@ -111,36 +134,75 @@ def as_it_is(batch):
 class TrainingBatches:
     """The batches of an epoch: shuffled records, one random valid beat of each, one pair of masks a batch.
 
-    All that is random follows from (seed, epoch), whatever the number of workers, so any epoch can be drawn again.
+    All that is random is drawn before an epoch starts and follows from (seed, epoch) alone: any epoch can be drawn
+    again, by any number of workers, on any device, and no step waits for a random number. Of several processes each
+    draws the same and takes its share of every batch. Where the records fit on the device they live there (float16
+    with --amp bf16, else float32), otherwise they stream from the memory map.
     """
 
-    def __init__(self, rows: np.ndarray, r_peaks: list, arguments, device: torch.device):
-        """rows: the rows of train.npy to train on; r_peaks: of every one of its rows.
+    def __init__(self, signals: np.ndarray, rows: np.ndarray, r_peaks: list, arguments, device: torch.device):
+        """rows: the rows of the training array to train on; r_peaks: of every one of its rows.
 
-        arguments: data_path, batch_size, mask_ratio, seed and workers are used.
+        arguments: data_path, batch_size, mask_ratio, seed, workers and amp are used.
         """
-        self.dataset, self.rows, self.device = TrainingRecords(arguments.data_path), rows, device
-        self.beats = {int(row): valid_beats(r_peaks[row])[0] for row in rows}
-        self.batch_size, self.mask_ratio = arguments.batch_size, arguments.mask_ratio
-        self.seed, self.workers = arguments.seed, arguments.workers
+        self.rows, self.device, self.arguments = rows, device, arguments
+        beats = [valid_beats(r_peaks[row])[0] for row in rows]
+        self.number_of_beats = torch.tensor([len(found) for found in beats])
+        self.beats = torch.zeros(len(beats), int(self.number_of_beats.max()), dtype=torch.long)
+        for row, found in zip(self.beats, beats):
+            row[:len(found)] = torch.from_numpy(found)
+        dtype = torch.float16 if arguments.amp == "bf16" else torch.float32
+        self.held = (hold(signals, rows, SIGNAL_FILES["train"], device, dtype) if fits(signals, rows, device, dtype)
+                     else None)
 
     def __len__(self):
-        return -(-len(self.rows) // self.batch_size)
+        return -(-len(self.rows) // self.arguments.batch_size)
+
+    def shares(self) -> list:
+        """Of every batch: (this process's places in the shuffled order, how many they are, how many the batch has).
+
+        A process for which none is left gets the batch's first record, and counts 0.
+        """
+        size, found = self.arguments.batch_size, []
+        for start in range(0, len(self.rows), size):
+            end = min(start + size, len(self.rows))
+            mine = range(start + parallel.RANK, end, parallel.PROCESSES)
+            found.append((mine or range(start, start + 1), len(mine), end - start))
+        return found
 
     def draw_epoch(self, epoch: int):
-        """Yield (ecg, beat, masked ecg, masked beat, trend) on the device for every batch of an epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = self.rows[torch.randperm(len(self.rows), generator=generator).numpy()]
-        batches = [order[start:start + self.batch_size].tolist() for start in range(0, len(order), self.batch_size)]
-        loader = DataLoader(self.dataset, batch_sampler=batches, num_workers=self.workers,
-                            collate_fn=as_it_is, pin_memory=self.device.type == "cuda")
-        for rows, records in loader:
-            chance = torch.rand(len(rows), generator=generator)
-            chosen = [self.beats[row][int(part * len(self.beats[row]))]
-                      for row, part in zip(rows.tolist(), chance.tolist())]
-            global_mask, local_mask = (mask.to(self.device) for mask in draw_masks(self.mask_ratio, generator))
-            yield make_batch(records.to(self.device, non_blocking=True), torch.tensor(chosen, device=self.device),
-                             global_mask, local_mask)
+        """Yield (batch, share, records) for every batch of an epoch.
+
+        batch: (ecg, beat, masked ecg, masked beat, trend) on the device; share: this process's part of the batch
+        over an equal part, so 1 for a single process; records: in the batch, in all processes.
+        """
+        generator = torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.rows), generator=generator)
+        chance = torch.rand(len(order), generator=generator)
+        r_peaks = self.beats[order, (chance * self.number_of_beats[order]).long()].to(self.device)
+        masks = [draw_masks(self.arguments.mask_ratio, generator) for _ in range(len(self))]
+        global_masks, local_masks = (torch.stack(kind).to(self.device) for kind in zip(*masks))
+        shares = self.shares()
+        for number, records in enumerate(self.fetch(order, [places for places, _, _ in shares])):
+            places, mine, of_all = shares[number]
+            batch = make_batch(records, r_peaks[places.start:places.stop:places.step], global_masks[number],
+                               local_masks[number])
+            yield batch, mine * parallel.PROCESSES / of_all, of_all
+
+    def fetch(self, order: torch.Tensor, batches: list):
+        """Yield the records (B, 5000, leads) float32 at these places of the order, batch by batch, on the device."""
+        if self.held is not None:
+            order = order.to(self.device)
+            for places in batches:
+                yield self.held[order[places.start:places.stop:places.step]].float()
+            return
+        rows = self.rows[order.numpy()]
+        loader = DataLoader(TrainingRecords(self.arguments.data_path),
+                            batch_sampler=[rows[places.start:places.stop:places.step].tolist() for places in batches],
+                            num_workers=self.arguments.workers, collate_fn=as_it_is,
+                            pin_memory=self.device.type == "cuda")
+        for records in loader:
+            yield records.to(self.device, non_blocking=True)
 
 
 def make_batch(records: torch.Tensor, r_peaks: torch.Tensor, global_mask: torch.Tensor, local_mask: torch.Tensor):

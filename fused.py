@@ -19,25 +19,26 @@ def fold_norm(norm: nn.BatchNorm2d | None, outputs: int) -> tuple:
     return factor, norm.bias - norm.running_mean * factor
 
 
-def frozen(weight: torch.Tensor) -> torch.Tensor:
+def frozen(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A convolution's weight (out, in, 1, kernel) for inference, channels last in memory."""
-    return weight.detach().contiguous(memory_format=torch.channels_last)
+    return weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 class FusedEncoder:
     """Computes what build_encoder's layers compute: (B, samples, leads) -> tokens (B, hidden, tokens)."""
 
-    def __init__(self, encoder: nn.Sequential):
-        layers, self.steps = list(encoder), []
+    def __init__(self, encoder: nn.Sequential, dtype: torch.dtype):
+        layers, self.steps, self.dtype = list(encoder), [], dtype
         for position, layer in enumerate(layers):
             if isinstance(layer, nn.Conv2d):
                 following = layers[position + 1] if position + 1 < len(layers) else None
                 norm = following if isinstance(following, nn.BatchNorm2d) else None
                 factor, offset = (part.to(layer.weight.device) for part in fold_norm(norm, layer.out_channels))
-                self.steps.append((frozen(layer.weight * factor[:, None, None, None]), offset.detach()))
+                weight = frozen(layer.weight * factor[:, None, None, None], dtype)
+                self.steps.append((weight, offset.detach().to(dtype)))
 
     def __call__(self, signal):
-        x = signal.transpose(1, 2).unsqueeze(2)                             # (B, leads, 1, samples), channels last
+        x = signal.to(self.dtype).transpose(1, 2).unsqueeze(2)              # (B, leads, 1, samples), channels last
         for weight, offset in self.steps[:-1]:
             x = F.leaky_relu_(F.conv2d(x, weight, offset, stride=(1, 2), padding=(0, 1)), 0.2)
         return F.conv2d(x, *self.steps[-1]).squeeze(2)
@@ -49,12 +50,13 @@ class FusedDecoder:
     Between the layers x is (B, channels, 1, samples + 2) with a zero at either end, the next layer's padding.
     """
 
-    def __init__(self, decoder: nn.Sequential):
+    def __init__(self, decoder: nn.Sequential, dtype: torch.dtype):
+        self.dtype = dtype
         layers = [layer for layer in decoder if isinstance(layer, (nn.ConvTranspose2d, nn.BatchNorm2d))]
         factor, offset = fold_norm(layers[1], layers[0].out_channels)
         # of stride 1, so a plain convolution with the kernel reversed
         first = layers[0].weight.transpose(0, 1).flip(3) * factor[:, None, None, None]
-        self.first, self.first_offset, self.steps = frozen(first), offset.detach(), []
+        self.first, self.first_offset, self.steps = frozen(first, dtype), offset.detach().to(dtype), []
         for position in range(2, len(layers), 2):
             weight = layers[position].weight.transpose(0, 1)                        # (out, in, 1, 4)
             norm = layers[position + 1] if position + 1 < len(layers) else None
@@ -62,11 +64,11 @@ class FusedDecoder:
             weight = weight * factor[:, None, None, None]
             # outputs 2u-1 and 2u both see inputs u-1 and u, the odd one by taps 2 and 0, the even one by 3 and 1
             pair = torch.cat([weight[..., [2, 0]], weight[..., [3, 1]]])
-            self.steps.append((frozen(pair), offset.detach().repeat(2)))
+            self.steps.append((frozen(pair, dtype), offset.detach().to(dtype).repeat(2)))
 
     def start(self, tokens, part: slice = slice(None)):
         """The first layer without its offset, for the token channels in part: linear, so parts of it add up."""
-        return F.conv2d(tokens.unsqueeze(2), self.first[:, part], padding=(0, TOKEN_KERNEL))
+        return F.conv2d(tokens.to(self.dtype).unsqueeze(2), self.first[:, part], padding=(0, TOKEN_KERNEL))
 
     def finish(self, x):
         """From the first layer's output to the restored signal."""
@@ -77,7 +79,7 @@ class FusedDecoder:
             x = x.permute(0, 2, 3, 1).reshape(batch, 1, 2 * windows, double // 2)
             if position + 1 < len(self.steps):
                 x = pad_ends(F.relu_(x.permute(0, 3, 1, 2)))
-        return torch.tanh(x[:, 0, 1:-1])
+        return torch.tanh(x[:, 0, 1:-1].float())
 
     def __call__(self, tokens):
         return self.finish(self.start(tokens))
@@ -90,15 +92,20 @@ def pad_ends(x):
 
 
 class FusedMCF:
-    """MCF in eval mode, for scoring. It copies the weights: make it anew after a training step."""
+    """MCF in eval mode, for scoring; its convolutions compute in dtype, all else in float32.
+
+    It copies the weights: make it anew after a training step.
+    """
 
     @torch.no_grad()
-    def __init__(self, model: MCF):
+    def __init__(self, model: MCF, dtype: torch.dtype = torch.float32):
         self.model, self.leads, self.hidden = model, model.leads, model.hidden
         self.encode_global, self.encode_local, self.encode_trend = (
-            FusedEncoder(encoder) for encoder in (model.global_encoder, model.local_encoder, model.trend_encoder))
+            FusedEncoder(encoder, dtype)
+            for encoder in (model.global_encoder, model.local_encoder, model.trend_encoder))
         self.global_decoder, self.local_decoder, self.trend_decoder = (
-            FusedDecoder(decoder) for decoder in (model.global_decoder, model.local_decoder, model.trend_decoder))
+            FusedDecoder(decoder, dtype)
+            for decoder in (model.global_decoder, model.local_decoder, model.trend_decoder))
 
     def begin_trend(self, trend_tokens):
         """The trend's share of the trend decoder's first layer, for restore(): once a record."""
@@ -106,7 +113,7 @@ class FusedMCF:
 
     def restore(self, global_tokens, local_tokens, trend_begun):
         """Tokens of n beats and their records (n, hidden, 136), (n, hidden, 1), begin_trend's output: MCF's outputs."""
-        global_tokens, local_tokens = self.model.cross_attend(global_tokens, local_tokens)
+        global_tokens, local_tokens = self.model.cross_attend(global_tokens.float(), local_tokens.float())
         of_global, of_local = self.global_decoder(global_tokens), self.local_decoder(local_tokens)
         of_trend = self.trend_decoder.finish(self.trend_decoder.start(global_tokens, slice(self.hidden)) + trend_begun)
         return ((of_global[..., :self.leads], of_global[..., self.leads:]),

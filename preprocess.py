@@ -29,7 +29,7 @@ from tqdm import tqdm
 import arrays
 import signals
 from arrays import TEST_FOLD, VALIDATION_FOLD
-from utils import UserError, git_commit, run, save_json, unwritable, versions
+from utils import UserError, git_commit, run, save_json, unwritable, usable_cores, versions
 
 FILE_COLUMN = {100: "filename_lr", 500: "filename_hr"}
 PTBXL_VERSIONS = {21837: "1.0.1", 21799: "1.0.3"}      # by number of records
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--limit", type=int, help="only the first records of the table, for a trial")
     data.add_argument("--allow_missing", action="store_true", help="go on without the files that the folder lacks")
     running = parser.add_argument_group("running")
-    running.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, MOST_WORKERS),
+    running.add_argument("--workers", type=int, default=min(usable_cores(), MOST_WORKERS),
                          help="processes (default: one a core, up to 8)")
     arguments = parser.parse_args()
     for name in ("limit", "workers"):

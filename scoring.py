@@ -7,18 +7,20 @@
 
 A higher score is more anomalous everywhere. Scores are pure functions of model and arrays; train.py calls them for
 validation, test.py for the report. The encoders run once a record (and pass), only what depends on the beat runs for
-each beat, the beats of many records share a batch, and the network runs in the form that fused.py gives it.
+each beat, the beats of many records share a batch, and the network runs in the form that fused.py gives it. Several
+processes share the records.
 """
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
+import torch.nn.functional as F
 from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+import parallel
 from arrays import SIGNAL_FILES, read_rows
-from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, valid_beats
+from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, send, valid_beats
 from fused import FusedMCF
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, MCF, compute_trend, restoration_errors
 from signals import normalize_leads
@@ -26,8 +28,9 @@ from utils import UserError
 
 PROTOCOLS = ("paper", "clean")
 SMOOTHING = 15                      # samples, sigma of the Gaussian over a lead's score map
-RECORDS_AT_ONCE = 32                # records whose tokens are held together
-BEATS_AT_ONCE = {"cpu": 8, "mps": 64, "cuda": 256}     # a pass through the decoders; on the CPU, what its cache holds
+SMOOTHING_REACH = 4 * SMOOTHING     # samples on either side, where scipy's gaussian_filter1d ends too
+RECORDS_AT_ONCE = {"cpu": 32, "mps": 32, "cuda": 128}   # whose tokens are held together
+BEATS_AT_ONCE = {"cpu": 24, "mps": 64, "cuda": 256}     # in a pass through the decoders, a number that fills the device
 
 
 @dataclass
@@ -40,35 +43,41 @@ class Scores:
 
 
 @torch.inference_mode()
-def score_split(model: MCF, signals: np.ndarray, r_peaks: list, protocol: str, mask_ratio: int, device: torch.device,
-                split: str, with_maps: bool = False, beats_per_record: int | None = None) -> Scores:
+def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: int, device: torch.device, split: str,
+                with_maps: bool = False, beats_per_record: int | None = None, amp: str = "off") -> Scores:
     """Score the records of a split under a protocol.
 
-    signals: (records, 5000, leads), memory-mapped; r_peaks: of every record; beats_per_record: only that many beats of
-    each, evenly chosen (default all). The model is put in eval mode for the time, and back. Raises UserError where a
-    record or a score is not finite.
+    signals: (records, 5000, leads), memory-mapped, or a tensor on the device; r_peaks: of every record;
+    beats_per_record: only that many beats of each, evenly chosen (default all); amp: "bf16" lets the convolutions
+    compute in bfloat16. The model is put in eval mode for the time, and back. Every process scores its share of the
+    records and returns the scores of all. Raises UserError where a record or a score is not finite.
     """
-    rows = np.arange(len(signals))
     beats, real = zip(*map(valid_beats, r_peaks))
     beats = [thin_out(positions, beats_per_record) for positions in beats]
     masks = [mask.to(device) for mask in scoring_masks(protocol, mask_ratio)]
-    scores = np.zeros(len(rows))
-    maps = np.zeros((len(rows), GLOBAL_LENGTH, signals.shape[2]), dtype=np.float32) if with_maps else None
+    scores = torch.zeros(len(signals), device=device)
+    maps = np.zeros((len(signals), GLOBAL_LENGTH, signals.shape[2]), dtype=np.float32) if with_maps else None
     was_training = model.training
-    fused = FusedMCF(model.eval())
-    for start in tqdm(range(0, len(rows), RECORDS_AT_ONCE), desc=f"{protocol}, {split}", unit="batch", leave=False):
-        some = slice(start, start + RECORDS_AT_ONCE)
-        records = torch.from_numpy(read_rows(signals, rows[some], SIGNAL_FILES[split])).to(device)
+    fused = FusedMCF(model.eval(), torch.bfloat16 if amp == "bf16" else torch.float32)
+    at_once = RECORDS_AT_ONCE[device.type]
+    blocks = range(parallel.RANK * at_once, len(signals), parallel.PROCESSES * at_once)
+    for start in tqdm(blocks, desc=f"{protocol}, {split}", unit="batch", leave=False, disable=parallel.RANK > 0):
+        some = slice(start, start + at_once)
+        records = (signals[some] if torch.is_tensor(signals) else
+                   send(read_rows(signals, np.arange(len(signals))[some], SIGNAL_FILES[split]), device))
         if protocol == "clean":
             records = normalize_records(records)
         scores[some], found = score_records(fused, records, beats[some], masks, protocol, with_maps)
         if with_maps:
-            maps[some] = gaussian_filter1d(found.cpu().numpy(), SMOOTHING, axis=1)
+            maps[some] = smooth_maps(found).cpu().numpy()
     model.train(was_training)
+    scores = parallel.add_up(scores).cpu().numpy().astype(np.float64)
+    if with_maps and parallel.PROCESSES > 1:
+        maps = parallel.add_up(torch.from_numpy(maps).to(device)).cpu().numpy()
     if not np.isfinite(scores).all():
-        raise UserError(f"the network gives row {rows[~np.isfinite(scores)][0]} of {SIGNAL_FILES[split]} no finite "
-                        "score; its weights are not sound, name another checkpoint or train it again")
-    return Scores(scores, maps, sum(not len(found) for found in r_peaks), len(rows) - sum(real))
+        raise UserError(f"the network gives row {np.flatnonzero(~np.isfinite(scores))[0]} of {SIGNAL_FILES[split]} no "
+                        "finite score; its weights are not sound, name another checkpoint or train it again")
+    return Scores(scores, maps, sum(not len(found) for found in r_peaks), len(signals) - sum(real))
 
 
 def thin_out(positions: np.ndarray, count: int | None) -> np.ndarray:
@@ -80,33 +89,41 @@ def thin_out(positions: np.ndarray, count: int | None) -> np.ndarray:
 
 def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: list, protocol: str,
                   with_maps: bool) -> tuple:
-    """Score a handful of records: (scores (R,) numpy, unsmoothed maps (R, 4800, leads) or None).
+    """Score a handful of records: (scores (R,), unsmoothed maps (R, 4800, leads) or None), both on the device.
 
     records: (R, 5000, leads) as the network shall see them; beats: R-peak positions of each; masks: global (P, 4800)
     and local (P, 480).
     """
-    device = records.device
-    at_once = BEATS_AT_ONCE[device.type]
+    device, at_once = records.device, BEATS_AT_ONCE[records.device.type]
     ecg = crop_global(records)
     trend_begun = model.begin_trend(model.encode_trend(compute_trend(ecg)))
-    owners = torch.cat([torch.full((len(found),), row) for row, found in enumerate(beats)]).to(device)
-    positions = torch.from_numpy(np.concatenate(beats)).to(device)
-    found = []                                                          # a score for every pass and beat
+    owners = send(np.repeat(np.arange(len(beats)), [len(found) for found in beats]), device)
+    positions = send(np.concatenate(beats), device)
+    chunks = -(-len(owners) // at_once)
+    number = torch.bincount(owners, minlength=len(beats))                       # beats of each record
+    scores = torch.zeros(len(beats), device=device)
     maps = RestorationMaps(records, len(masks[0]), protocol) if with_maps else None
     for global_mask, local_mask in zip(*masks):
         global_tokens = model.encode_global(mask_out(ecg, global_mask))
-        for owner, position in zip(owners.split(at_once), positions.split(at_once)):
+        for owner, position in zip(owners.tensor_split(chunks), positions.tensor_split(chunks)):
             beat = cut_beats(records, owner, position)
             outputs = model.restore(global_tokens[owner], model.encode_local(mask_out(beat, local_mask)),
                                     trend_begun[owner])
             errors = restoration_errors(outputs, ecg[owner], beat)
-            found.append(sum(error.mean(dim=(1, 2)) for error in errors))
+            scores.index_add_(0, owner, sum(error.mean(dim=(1, 2)) for error in errors))
             if with_maps:
                 maps.add(errors, owner, position)
-    found = torch.cat(found).float().cpu().numpy().reshape(len(masks[0]), -1).mean(axis=0, dtype=np.float64)
-    number = np.array([len(positions) for positions in beats])
-    scores = np.bincount(owners.cpu().numpy(), weights=found) / number
-    return scores, maps.combine(torch.from_numpy(number).to(device)) if with_maps else None
+    return scores / (number * len(masks[0])), maps.combine(number) if with_maps else None
+
+
+def smooth_maps(maps: torch.Tensor) -> torch.Tensor:
+    """Gaussian smoothing of (R, samples, leads) along the samples, as scipy's gaussian_filter1d with its defaults."""
+    distance = torch.arange(-SMOOTHING_REACH, SMOOTHING_REACH + 1, device=maps.device) / SMOOTHING
+    weight = torch.exp(-distance.square() / 2)
+    records, samples, leads = maps.shape
+    padded = torch.cat([maps[:, :SMOOTHING_REACH].flip(1), maps, maps[:, -SMOOTHING_REACH:].flip(1)], dim=1)
+    lines = padded.transpose(1, 2).reshape(records * leads, 1, -1)              # ends mirrored, as scipy does
+    return F.conv1d(lines, (weight / weight.sum())[None, None]).reshape(records, leads, samples).transpose(1, 2)
 
 
 class RestorationMaps:
@@ -123,9 +140,9 @@ class RestorationMaps:
         error_global, error_local, error_trend = errors
         self.whole.index_add_(0, owner, error_global + error_trend)
         samples = position[:, None] + torch.arange(-BEAT_BEFORE, BEAT_LENGTH - BEAT_BEFORE, device=position.device)
-        place = owner[:, None].expand_as(samples), samples
-        self.local.index_put_(place, error_local, accumulate=True)
-        self.covered.index_put_(place, torch.ones_like(samples, dtype=self.covered.dtype), accumulate=True)
+        place = (owner[:, None] * self.local.shape[1] + samples).flatten()      # in all records, one after the other
+        self.local.view(-1, self.local.shape[2]).index_add_(0, place, error_local.flatten(0, 1))
+        self.covered.view(-1).index_add_(0, place, torch.ones_like(place, dtype=self.covered.dtype))
 
     def combine(self, beats_of: torch.Tensor) -> torch.Tensor:
         """The maps (R, 4800, leads). Local: mean over passes; over beats their sum (paper) or mean (clean)."""
@@ -146,7 +163,7 @@ def localization_baselines(signals: np.ndarray, r_peaks: list) -> dict:
     signals: (records, 5000, leads), normalised. Near an R peak, steep, or far from the lead's median is anomalous.
     """
     def smooth(maps):
-        return gaussian_filter1d(maps, SMOOTHING, axis=1)
+        return smooth_maps(torch.from_numpy(maps)).numpy()
     normalised = np.stack([normalize_leads(record) for record in signals]).astype(np.float32)
     nearness = np.zeros_like(normalised)
     for row, positions in enumerate(map(valid_beats, r_peaks)):

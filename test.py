@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import parallel
 import scoring
 from arrays import (SIGNAL_FILES, describes, fingerprint, label_path, load_manifest, load_r_peaks, load_records,
                     open_labels, open_signals, signal_path)
@@ -37,6 +38,8 @@ def parse_arguments() -> argparse.Namespace:
                         help="write localization_maps_<protocol>.npy, (records, 4800, leads) float32")
     running = parser.add_argument_group("running")
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: convolutions in bfloat16, "
+                         "faster and less exact (default off: float32)")
     arguments = parser.parse_args()
     check_published_flags(arguments)
     return arguments
@@ -84,7 +87,8 @@ def load_model(arguments) -> tuple:
 def score_protocol(model: MCF, protocol: str, test: Split, benchmark: Split | None, arguments, device) -> tuple:
     """Run one protocol: (its entry of results.json, the records' scores, the benchmark's maps or None)."""
     started = time.perf_counter()
-    detection = scoring.score_split(model, test.signals, test.r_peaks, protocol, arguments.mask_ratio, device, "test")
+    detection = scoring.score_split(model, test.signals, test.r_peaks, protocol, arguments.mask_ratio, device, "test",
+                                    amp=arguments.amp)
     entry = {"detection_auroc": scoring.detection_auroc(test.labels, detection.scores),
              "localization_auroc_pooled": None, "localization_auroc_per_record": None,
              "counts": {"records": len(test.labels), "normal": int(np.count_nonzero(test.labels == 0)),
@@ -97,7 +101,7 @@ def score_protocol(model: MCF, protocol: str, test: Split, benchmark: Split | No
         return entry, detection.scores, None
     started = time.perf_counter()
     localization = scoring.score_split(model, benchmark.signals, benchmark.r_peaks, protocol, arguments.mask_ratio,
-                                       device, "benchmark", with_maps=True)
+                                       device, "benchmark", with_maps=True, amp=arguments.amp)
     auroc = scoring.localization_auroc(benchmark.labels, localization.maps)
     entry["localization_auroc_pooled"], entry["localization_auroc_per_record"] = auroc["pooled"], auroc["per_record"]
     entry["counts"].update(benchmark_records=len(benchmark.labels),
@@ -186,35 +190,45 @@ def describe_data(data_path, splits: list) -> dict:
                        for split in splits}}
 
 
+def report(arguments, test: Split, benchmark: Split | None, entries: dict, scores: dict, maps: dict, about: dict):
+    """Write all files and print the table."""
+    baselines = score_baselines(test, benchmark)
+    write_report(Path(arguments.output_dir), {**entries, "baselines": baselines, "maps": sorted(maps), **about}, maps,
+                 scores_table(test, scores))
+    print_table(entries, baselines)
+    print_checkpoint(about["checkpoint"])
+    if about["data"] and about["data"]["source"]["data_set"] == "simulated":
+        print("data: simulated ECGs; these numbers say nothing about patients")
+    print(f"written to {arguments.output_dir}")
+
+
 def main():
     git_commit()
     arguments = parse_arguments()
     device = choose_device(arguments.device)
+    parallel.start(device)
     require_writable(arguments.output_dir)
     model, checkpoint = load_model(arguments)
     model.to(device).eval()
-    test, benchmark = load_split(arguments, "test"), None
-    if signal_path(arguments.data_path, "benchmark").exists():
-        benchmark = load_split(arguments, "benchmark")
-    else:
+    with parallel.one_after_the_first():                            # R peaks are found once, if they have to be
+        test, benchmark = load_split(arguments, "test"), None
+        if signal_path(arguments.data_path, "benchmark").exists():
+            benchmark = load_split(arguments, "benchmark")
+    if benchmark is None:
         print(f"localization is skipped: {arguments.data_path} holds no {SIGNAL_FILES['benchmark']}; put the authors' "
               "two benchmark files there, or make them with preprocess.py --benchmark_truth.")
     about = {"checkpoint": checkpoint, "mask_ratio": arguments.mask_ratio,
              **describe_data(arguments.data_path, [test] + [benchmark] * (benchmark is not None)),
-             "versions": versions(), "device": str(device), "commit": git_commit()}
+             "versions": versions(), "device": str(device), "amp": arguments.amp, "processes": parallel.PROCESSES,
+             "commit": git_commit()}
     entries, scores, maps = {}, {}, {}
     for protocol in scoring.PROTOCOLS if arguments.protocol == "both" else (arguments.protocol,):
         entries[protocol], scores[protocol], found = score_protocol(model, protocol, test, benchmark, arguments, device)
         if arguments.save_maps and found is not None:
             maps[protocol] = found
-    baselines = score_baselines(test, benchmark)
-    write_report(Path(arguments.output_dir), {**entries, "baselines": baselines, "maps": sorted(maps), **about}, maps,
-                 scores_table(test, scores))
-    print_table(entries, baselines)
-    print_checkpoint(checkpoint)
-    if about["data"] and about["data"]["source"]["data_set"] == "simulated":
-        print("data: simulated ECGs; these numbers say nothing about patients")
-    print(f"written to {arguments.output_dir}")
+    if parallel.RANK == 0:
+        report(arguments, test, benchmark, entries, scores, maps, about)
+    parallel.stop()
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
     python train.py --data_path ./data/ --save_model 1 --save_path ./ckpt/mymodel_new.pt      # as published
     python train.py --protocol clean --epochs 50 --seed 1 --save_path ./ckpt/seed1/model.pt   # fold 9 held back
     python train.py --protocol clean --epochs 50 --seed 1 --save_path ./ckpt/seed1/model.pt --resume
+    torchrun --nproc_per_node=4 train.py --save_path ./ckpt/mymodel_new.pt                    # four GPUs
 
 Beside the checkpoint stand history.csv, a line per epoch, and last.pt, from which --resume continues; so give each run
 a folder of its own.
 """
 import argparse
+import contextlib
 import csv
 import io
 import math
@@ -18,16 +20,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import parallel
 import scoring
-from arrays import (VALIDATION_FOLD, fingerprint, load_r_peaks, load_records, open_labels, open_signals,
+from arrays import (SIGNAL_FILES, VALIDATION_FOLD, fingerprint, load_r_peaks, load_records, open_labels, open_signals,
                     signal_path)
-from dataloader import TrainingBatches
+from dataloader import TrainingBatches, fits, hold
 from model import MCF, forward_loss, load_checkpoint, save_checkpoint
 from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
                    require_writable, run, versions, write_atomically)
 
 WEIGHT_DECAY = 1e-5
 LAST = "last.pt"                    # what --resume reads, beside the checkpoint
+TERMS = ("loss", "global", "local", "trend")
 HISTORY = ("epoch", "loss", "loss_global", "loss_local", "loss_trend", "lr", "val_auroc", "test_auroc", "seconds")
 SELECTION_SPLIT = {"val": "val", "test": "test"}
 
@@ -50,6 +54,8 @@ def parse_arguments() -> argparse.Namespace:
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: bfloat16 matrix products in "
                          "training and validation (default off: float32)")
+    running.add_argument("--compile", action="store_true", help="let torch.compile make the training step: some "
+                         "minutes at the start; needs a C++ compiler, or Triton on a GPU")
     running.add_argument("--workers", type=int, default=0, help="processes that read records (default: none)")
     running.add_argument("--resume", action="store_true", help="go on from last.pt beside --save_path")
     arguments = parser.parse_args()
@@ -97,30 +103,51 @@ def learning_rate(arguments, epoch: int) -> float:
     return arguments.lr * 0.5 * (1 + math.cos(math.pi * epoch / arguments.epochs))
 
 
-def train_epoch(model: MCF, optimizer, batches: TrainingBatches, epoch: int, arguments) -> dict:
-    """One pass over the training records; returns the mean of the loss and of its terms."""
+def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, arguments) -> dict:
+    """One pass over the training records; returns the mean of the loss and of its terms.
+
+    step: a TrainingStep. Nothing in here waits for the device: the bar shows a mean that may be some batches old.
+    """
     model.train()
-    torch.manual_seed(arguments.seed * 1_000_003 + epoch)          # dropout: an epoch can be run again from its start
-    device = batches.device
-    totals, seen = {}, 0
+    # dropout: an epoch can be run again from its start, and no two processes draw the same
+    torch.manual_seed((arguments.seed * 1_000_003 + epoch) * parallel.PROCESSES + parallel.RANK)
+    totals = torch.zeros(len(TERMS) + 1, device=batches.device)             # of the terms over records, and records
+    shown = torch.zeros(len(totals), pin_memory=batches.device.type == "cuda")
     progress = tqdm(batches.draw_epoch(epoch), total=len(batches), desc=f"epoch {epoch}/{arguments.epochs}",
-                    unit="batch", leave=False)
-    for ecg, beat, masked_ecg, masked_beat, trend in progress:
-        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.amp == "bf16"):
-            outputs = model(masked_ecg, masked_beat, trend)
-        losses = forward_loss(outputs, ecg, beat)
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        optimizer.step()
-        totals = {name: totals.get(name, 0) + value.detach() * len(ecg) for name, value in losses.items()}
-        seen += len(ecg)
-        if device.type == "cpu" or progress.n % 20 == 0:                # elsewhere each look waits for the device
-            progress.set_postfix(mean_loss=f"{float(totals['loss']) / seen:.4f}")
-    means = {name: float(total) / seen for name, total in totals.items()}
+                    unit="batch", leave=False, disable=parallel.RANK > 0)
+    for batch, share, records in progress:
+        mine = records * share / parallel.PROCESSES
+        totals += torch.stack([*step(batch, share), totals.new_ones(())]) * mine
+        shown.copy_(totals, non_blocking=True)
+        if shown[-1] > 0:
+            progress.set_postfix(mean_loss=f"{float(shown[0] / shown[-1]):.4f}", refresh=False)
+    *sums, seen = parallel.add_up(totals).tolist()
+    means = {term: total / seen for term, total in zip(TERMS, sums)}
     if not math.isfinite(means["loss"]):
         raise UserError(f"the loss is not finite in epoch {epoch}; lower --lr, or train with --amp off "
                         "(the last good checkpoint is kept)")
     return means
+
+
+class TrainingStep:
+    """Forward, loss, backward, update: what is done with a batch, on any number of processes."""
+
+    def __init__(self, model: MCF, optimizer, device: torch.device, amp: str, compiled: bool = False):
+        self.optimizer, self.device, self.amp = optimizer, device, amp
+        self.forward = parallel.replicate(model, device)
+        if compiled:
+            self.forward = torch.compile(self.forward, dynamic=False)
+
+    def __call__(self, batch: tuple, share: float) -> list:
+        """batch, share: of TrainingBatches.draw_epoch. Returns the loss and its terms, as TERMS names them."""
+        ecg, beat, masked_ecg, masked_beat, trend = batch
+        with torch.autocast(self.device.type, torch.bfloat16) if self.amp == "bf16" else contextlib.nullcontext():
+            outputs = self.forward(masked_ecg, masked_beat, trend)
+        losses = forward_loss(outputs, ecg, beat)
+        self.optimizer.zero_grad(set_to_none=True)
+        (losses["loss"] * share).backward()         # averaged over processes, gradients weigh every record the same
+        self.optimizer.step()
+        return [losses[term].detach() for term in TERMS]
 
 
 class Validation:
@@ -132,15 +159,17 @@ class Validation:
             self.signals = open_signals(arguments.data_path, self.split, arguments.dims)
             self.labels = open_labels(arguments.data_path, self.split, (len(self.signals),))
             self.r_peaks = load_r_peaks(arguments.data_path, self.split, self.signals)
+            rows = np.arange(len(self.signals))
+            if fits(self.signals, rows, device, torch.float32):
+                self.signals = hold(self.signals, rows, SIGNAL_FILES[self.split], device, torch.float32)
 
     def auroc(self, model: MCF, epoch: int) -> float | None:
         due = epoch % self.arguments.val_every == 0 or epoch == self.arguments.epochs
         if not (self.split and due):
             return None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.arguments.amp == "bf16"):
-            found = scoring.score_split(model, self.signals, self.r_peaks, self.arguments.protocol,
-                                        self.arguments.mask_ratio, self.device, self.split,
-                                        beats_per_record=self.arguments.val_beats or None)
+        found = scoring.score_split(model, self.signals, self.r_peaks, self.arguments.protocol,
+                                    self.arguments.mask_ratio, self.device, self.split,
+                                    beats_per_record=self.arguments.val_beats or None, amp=self.arguments.amp)
         return scoring.detection_auroc(self.labels, found.scores)
 
 
@@ -152,7 +181,7 @@ class Run:
         self.last_path = self.path.with_name(LAST)
         self.config = {name: value for name, value in vars(arguments).items()
                        if name not in ("resume", "save_model", "save_path", "data_path", "workers", "device")}
-        self.config["train_fingerprint"] = data_fingerprint
+        self.config["train_fingerprint"], self.config["processes"] = data_fingerprint, parallel.PROCESSES
         self.history, self.best = [], None
 
     def resume(self, model: MCF, optimizer) -> int:
@@ -178,7 +207,7 @@ class Run:
         selected = self.arguments.select == "last" or (auroc is not None and (self.best is None or auroc > self.best))
         if selected:
             self.best = auroc
-        if not self.arguments.save_model:
+        if parallel.RANK or not self.arguments.save_model:
             return
         facts = {"config": self.config, "epoch": row["epoch"], "metrics": row, "git_commit": git_commit(),
                  "versions": versions()}
@@ -196,50 +225,58 @@ class Run:
 def train(arguments):
     """Train from the arguments alone; everything random follows from --seed."""
     device = choose_device(arguments.device)
+    parallel.start(device)
     signals = open_signals(arguments.data_path, "train", arguments.dims)
     rows = choose_rows(signals, arguments)
     if arguments.save_model:
         require_writable(Path(arguments.save_path).parent)
-    batches = TrainingBatches(rows, load_r_peaks(arguments.data_path, "train", signals), arguments, device)
-    validation = Validation(arguments, device)
+    with parallel.one_after_the_first():                            # R peaks are found once, if they have to be
+        r_peaks = load_r_peaks(arguments.data_path, "train", signals)
+        validation = Validation(arguments, device)
+    batches = TrainingBatches(signals, rows, r_peaks, arguments, device)
     torch.manual_seed(arguments.seed)
     model = MCF(arguments.dims, arguments.hidden).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=WEIGHT_DECAY, fused=True)
     state = Run(arguments, fingerprint(signals))
     done = state.resume(model, optimizer) if arguments.resume else 0
+    step = TrainingStep(model, optimizer, device, arguments.amp, arguments.compile)
     if arguments.save_model and not arguments.resume and state.last_path.exists():
         print(f"{state.last_path} and its checkpoint are of an earlier run, which this one replaces from its first "
               "epoch on; --resume would continue it.")
     print(f"training on {len(rows)} normal records, protocol {arguments.protocol}, epoch kept: {arguments.select}, "
-          f"on {device}" + (f", after {done} epochs" if done else ""))
+          f"on {device}" + (f", {parallel.PROCESSES} processes" if parallel.PROCESSES > 1 else "")
+          + (f", after {done} epochs" if done else ""))
     try:
-        run_epochs(model, optimizer, batches, validation, state, done)
+        run_epochs(model, step, batches, validation, state, done)
     except KeyboardInterrupt:
         if arguments.save_model:
             print("\nthe same command with --resume goes on after the last whole epoch" if state.history else
                   "\nno epoch was finished, so nothing of this run is kept")
         raise
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise UserError(f"--compile does not work here ({str(error).splitlines()[0][:80]}); train without it, or "
+                        "install a C++ compiler (CPU) or Triton (GPU)") from error
     if arguments.save_model:
         print(f"checkpoint: {arguments.save_path}\nscore it with: python test.py --data_path {arguments.data_path} "
               f"--load_model 1 --load_path {arguments.save_path}")
 
 
-def run_epochs(model: MCF, optimizer, batches: TrainingBatches, validation: Validation, state: Run, done: int):
+def run_epochs(model: MCF, step: TrainingStep, batches: TrainingBatches, validation: Validation, state: Run, done: int):
     """Train, validate and keep one epoch after the other, after those that are done."""
     arguments = state.arguments
     for epoch in range(done + 1, arguments.epochs + 1):
         started = time.perf_counter()
-        for group in optimizer.param_groups:
+        for group in step.optimizer.param_groups:
             group["lr"] = learning_rate(arguments, epoch)
-        losses = train_epoch(model, optimizer, batches, epoch, arguments)
+        losses = train_epoch(model, step, batches, epoch, arguments)
         row = {"epoch": epoch, "loss": losses["loss"], **{f"loss_{term}": losses[term]
                                                           for term in ("global", "local", "trend")},
-               "lr": optimizer.param_groups[0]["lr"], "val_auroc": None, "test_auroc": None}
+               "lr": step.optimizer.param_groups[0]["lr"], "val_auroc": None, "test_auroc": None}
         auroc = validation.auroc(model, epoch)
         if validation.split:
             row[f"{validation.split}_auroc"] = auroc
         row["seconds"] = round(time.perf_counter() - started, 2)
-        state.keep(model, optimizer, row)
+        state.keep(model, step.optimizer, row)
         tqdm.write(f"epoch {epoch:3d}  loss {row['loss']:.4f}"
                    + (f"  {validation.split} AUROC {auroc:.4f}" if auroc is not None else "")
                    + f"  {row['seconds']:.0f} s")
@@ -248,6 +285,7 @@ def run_epochs(model: MCF, optimizer, batches: TrainingBatches, validation: Vali
 def main():
     git_commit()
     train(parse_arguments())
+    parallel.stop()
 
 
 if __name__ == "__main__":

@@ -109,8 +109,21 @@ def versions() -> dict:
     return found
 
 
+def usable_cores() -> int:
+    """The CPU cores that this process may use: by its affinity, and by its container's quota (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):                           # no such file, or no quota ("max")
+        return cores
+
+
 def choose_device(name: str):
-    """The torch.device for --device auto, cpu, cuda or mps. Raises UserError where it is not there."""
+    """The torch.device for --device auto, cpu, cuda or mps, made ready. Raises UserError where it is not there.
+
+    Of several processes (torchrun) each gets its own GPU, or its share of the cores.
+    """
     import torch
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -118,6 +131,16 @@ def choose_device(name: str):
     if not available[name]:
         raise UserError(f"--device {name} is not available on this machine; use --device auto")
     torch.backends.cudnn.allow_tf32 = False         # float32 means float32; convolutions would use TF32 by default
+    torch.backends.cudnn.benchmark = True           # all batches have one shape, so the search for an algorithm pays
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if name == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"torchrun asks for {local_rank + 1} GPUs or more, but there are "
+                            f"{torch.cuda.device_count()}; lower --nproc_per_node")
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if "OMP_NUM_THREADS" not in os.environ:         # more threads than cores wait for each other all the time
+        torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
     return torch.device(name)
 
 

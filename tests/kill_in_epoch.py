@@ -10,6 +10,7 @@ import train  # noqa: E402
 import utils  # noqa: E402
 from dataloader import TrainingBatches  # noqa: E402
 
+signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell's background jobs ignore Ctrl-C
 draw_epoch = TrainingBatches.draw_epoch
 
 

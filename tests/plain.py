@@ -94,12 +94,16 @@ def pass_masks(protocol, number):
     return [48 * patch + i for patch in patches for i in range(48)], list(range(160 * number, 160 * number + 160))
 
 
-def score_record(state, record, r_peaks, protocol):
-    """A record as the protocol feeds it (5000, 12) -> (detection score, smoothed localization map (4800, 12))."""
+def score_record(state, record, r_peaks, protocol, with_map=True):
+    """A record as the protocol feeds it (5000, 12) -> (detection score, smoothed localization map (4800, 12) or None).
+
+    The network runs where its weights are.
+    """
+    device = state["layer_norm.a_2"].device
     record = normalize(record) if protocol == "clean" else record
     beats = [r for r in r_peaks if 200 < r < 4400] or list(range(340, 4400, 480))
     ecg = record[100:4900]
-    trend = torch.tensor(trend_of(ecg), dtype=torch.float32)
+    trend = torch.tensor(trend_of(ecg), dtype=torch.float32, device=device)
     scores, whole = [], np.zeros((4800, 12))
     local, count = np.zeros((5000, 12)), np.zeros((5000, 1))
     for r in beats:
@@ -110,15 +114,20 @@ def score_record(state, record, r_peaks, protocol):
             masked_ecg[global_masked], masked_beat[local_masked] = 0, 0
             (x_g, s_g), (x_l, s_l), x_t = (
                 output if torch.is_tensor(output) else tuple(output) for output in
-                forward(state, torch.tensor(masked_ecg, dtype=torch.float32),
-                        torch.tensor(masked_beat, dtype=torch.float32), trend))
-            e_g = np.exp(-s_g.numpy()) * (x_g.numpy() - ecg) ** 2
-            e_l = np.exp(-s_l.numpy()) * (x_l.numpy() - beat) ** 2
-            e_t = (x_t.numpy() - ecg) ** 2
+                forward(state, torch.tensor(masked_ecg, dtype=torch.float32, device=device),
+                        torch.tensor(masked_beat, dtype=torch.float32, device=device), trend))
+            x_g, s_g, x_l, s_l, x_t = (output.cpu().numpy() for output in (x_g, s_g, x_l, s_l, x_t))
+            e_g = np.exp(-s_g) * (x_g - ecg) ** 2
+            e_l = np.exp(-s_l) * (x_l - beat) ** 2
+            e_t = (x_t - ecg) ** 2
             scores.append(e_g.mean() + e_l.mean() + e_t.mean())
+            if not with_map:
+                continue
             whole += (e_g + e_t) / (3 * len(beats))
             local[r - 140:r + 340] += e_l / 3
             count[r - 140:r + 340] += 1 / 3
+    if not with_map:
+        return np.mean(scores), None
     if protocol == "clean":
         local /= np.maximum(count, 1)
     return np.mean(scores), gaussian_filter1d(whole + local[100:4900], 15, axis=0)

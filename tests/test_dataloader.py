@@ -6,6 +6,8 @@ import plain
 import pytest
 import torch
 
+import dataloader
+import parallel
 from arrays import load_r_peaks, open_signals
 from dataloader import (TrainingBatches, crop_global, cut_beats, draw_masks, make_batch, normalize_records,
                         scoring_masks, valid_beats)
@@ -86,18 +88,23 @@ def batches_of(simulated):
 
     def make(seed=0, workers=0, batch_size=8):
         arguments = SimpleNamespace(data_path=simulated, batch_size=batch_size, mask_ratio=30, seed=seed,
-                                    workers=workers)
-        return TrainingBatches(np.arange(len(signals)), r_peaks, arguments, torch.device("cpu"))
+                                    workers=workers, amp="off")
+        return TrainingBatches(signals, np.arange(len(signals)), r_peaks, arguments, torch.device("cpu"))
     return make
 
 
-def test_epoch_follows_from_seed_and_number(batches_of):
-    """The same seed and epoch give the same batches, with or without workers; another epoch or seed gives others."""
+def test_epoch_follows_from_seed_and_number(batches_of, monkeypatch):
+    """The same seed and epoch give the same batches, with or without workers, streamed or held on the device; another
+    epoch or seed gives others."""
     def epoch(number, **options):
-        return [torch.cat([part.flatten() for part in batch]) for batch in batches_of(**options).draw_epoch(number)]
+        return [torch.cat([part.flatten() for part in batch])
+                for batch, _, _ in batches_of(**options).draw_epoch(number)]
 
     first = epoch(1)
-    for again in (epoch(1), epoch(1, workers=2)):
+    monkeypatch.setattr(dataloader, "fits", lambda *_: True)
+    held = epoch(1)
+    monkeypatch.undo()
+    for again in (epoch(1), epoch(1, workers=2), held):
         assert len(again) == len(first) and all(torch.equal(a, b) for a, b in zip(first, again))
     assert not torch.equal(first[0], epoch(2)[0]) and not torch.equal(first[0], epoch(1, seed=1)[0])
 
@@ -105,10 +112,27 @@ def test_epoch_follows_from_seed_and_number(batches_of):
 def test_epoch_shows_every_record_once(batches_of, simulated):
     """No record is dropped or repeated, the last, smaller batch included."""
     batches = batches_of(batch_size=8)
-    ecgs = torch.cat([batch[0] for batch in batches.draw_epoch(3)])
+    ecgs = torch.cat([batch[0] for batch, _, _ in batches.draw_epoch(3)])
     stored = crop_global(torch.from_numpy(np.load(simulated / "train.npy")))
     assert len(ecgs) == len(stored) and len(batches) == -(-len(stored) // 8)
     assert {tuple(ecg[1000].tolist()) for ecg in ecgs} == {tuple(ecg[1000].tolist()) for ecg in stored}
+
+
+@pytest.mark.parametrize("batch_size", [8, 5])
+def test_processes_share_every_batch(batches_of, batch_size, monkeypatch):
+    """The shares of three processes make up each batch, and weigh so that their average is the mean over records."""
+    monkeypatch.setattr(parallel, "PROCESSES", 1)
+    whole = list(batches_of(batch_size=batch_size).draw_epoch(1))
+    monkeypatch.setattr(parallel, "PROCESSES", 3)
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(parallel, "RANK", rank)
+        parts.append(list(batches_of(batch_size=batch_size).draw_epoch(1)))
+    for (batch, share, records), *of_ranks in zip(whole, *parts):
+        assert share == 1 and records == len(batch[0])
+        mean = sum(part[0].mean() * of_rank for part, of_rank, _ in of_ranks) / 3
+        torch.testing.assert_close(mean, batch[0].mean())
+        assert sum(len(part[0]) for part, of_rank, _ in of_ranks if of_rank) == records
 
 
 def test_batch_masks_the_input_alone():

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 
 import scoring
 from arrays import load_r_peaks, open_signals
@@ -38,11 +39,27 @@ def test_batching_does_not_show(model, some_records, protocol, monkeypatch):
     """Scores and maps are the same for any number of records and beats at once."""
     signals, r_peaks = some_records
     whole = scoring.score_split(model, signals, r_peaks, protocol, 30, CPU, "test", with_maps=True)
-    monkeypatch.setattr(scoring, "RECORDS_AT_ONCE", 2)
+    monkeypatch.setattr(scoring, "RECORDS_AT_ONCE", {"cpu": 2})
     monkeypatch.setattr(scoring, "BEATS_AT_ONCE", {"cpu": 3})
     parts = scoring.score_split(model, signals, r_peaks, protocol, 30, CPU, "test", with_maps=True)
     np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5)
     np.testing.assert_allclose(parts.maps, whole.maps, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_scores_are_close(model, some_records):
+    """bfloat16 convolutions change a record's score by less than 2 %."""
+    signals, r_peaks = some_records
+    for protocol in scoring.PROTOCOLS:
+        exact, rough = (scoring.score_split(model, signals, r_peaks, protocol, 30, CPU, "test", amp=amp).scores
+                        for amp in ("off", "bf16"))
+        assert 0 < np.abs(rough / exact - 1).max() < 0.02
+
+
+def test_smoothing_is_scipys():
+    """Maps are smoothed as by scipy's gaussian_filter1d, up to their very ends."""
+    maps = np.random.default_rng(0).random((2, 700, 3)).astype(np.float32)
+    found = scoring.smooth_maps(torch.from_numpy(maps)).numpy()
+    np.testing.assert_allclose(found, gaussian_filter1d(maps, scoring.SMOOTHING, axis=1), rtol=1e-5)
 
 
 def test_clean_does_not_see_the_unit(model, some_records):
