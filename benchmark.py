@@ -228,6 +228,15 @@ def require_equal(what: str, found: np.ndarray, expected: np.ndarray):
                         "which no speed makes up for; please report it with the versions in requirements.txt")
 
 
+def name_cpu() -> str:
+    """What the processor calls itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def print_report(found: dict):
     """Print the table."""
     print(f"{found['machine']}, {found['device']}, {found['cores']} cores, torch {found['versions']['torch']}")
@@ -274,7 +283,7 @@ def main():
               "peak_memory_gb": (torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else
                                  resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6),
               "quick": arguments.quick, "repeats": repeats, "device": str(device), "cores": usable_cores(),
-              "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+              "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else name_cpu(),
               "versions": versions(), "commit": git_commit()}
     print_report(found)
     save_json(Path(arguments.output_dir) / "benchmark.json", found)

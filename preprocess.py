@@ -33,7 +33,7 @@ from utils import UserError, git_commit, run, save_json, unwritable, usable_core
 
 FILE_COLUMN = {100: "filename_lr", 500: "filename_hr"}
 PTBXL_VERSIONS = {21837: "1.0.1", 21799: "1.0.3"}      # by number of records
-MOST_WORKERS = 8                                       # by default: 0.1 GB each
+MOST_WORKERS = 10                                      # by default: 0.12 GB each, less than 1.5 GB in all
 AUDIT_COLUMNS = ("normal", "abnormal", "mixed", "unlabelled", "missing", "lost", "no R peak")
 
 
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     data.add_argument("--allow_missing", action="store_true", help="go on without the files that the folder lacks")
     running = parser.add_argument_group("running")
     running.add_argument("--workers", type=int, default=min(usable_cores(), MOST_WORKERS),
-                         help="processes (default: one a core, up to 8)")
+                         help=f"processes (default: one a core, up to {MOST_WORKERS})")
     arguments = parser.parse_args()
     for name in ("limit", "workers"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
