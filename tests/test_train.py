@@ -1,6 +1,7 @@
 """Training: reproducible, resumable, honest about how the epoch was chosen."""
 import csv
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from conftest import run_script
 
 from arrays import open_signals
-from train import choose_rows
+from model import MCF
+from train import TrainingStep, choose_rows
 
 FLAGS = ("--epochs", 3, "--batch_size", 16, "--lr", "1e-3", "--val_beats", 1, "--device", "cpu")
 
@@ -84,6 +86,21 @@ def test_bfloat16_trains(trained, simulated, tmp_path):
                           csv.DictReader((tmp_path / "history.csv").open())):
         assert abs(float(one["loss"]) - float(other["loss"])) < 0.05
     assert weights(tmp_path / "model.pt")["norm.weight"].dtype == torch.float32
+
+
+def test_compiled_step_is_the_plain_step(monkeypatch):
+    """--compile traces the step as it is, the smaller last batch too. (Generating its code would take minutes.)"""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = MCF(hidden=2).train()
+        step = TrainingStep(model, torch.optim.AdamW(model.parameters(), 1e-3), torch.device("cpu"), "bf16", compiled)
+        for size in (3, 3, 2):
+            batch = [torch.rand(size, samples, 12) for samples in (4800, 480, 4800, 480, 4800)]
+            torch.manual_seed(size)
+            losses.append(float(step(batch, 1.0)[0]))
+    assert losses[:3] == pytest.approx(losses[3:], abs=1e-3)
 
 
 def test_protocols_choose_their_folds(simulated, trained, tmp_path):
