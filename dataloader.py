@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 import parallel
 from arrays import SIGNAL_FILES, load_npy, read_rows, signal_path
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, compute_trend, scale_minmax
+from utils import UserError
 
 PATCH_LENGTH = 48                                   # samples of a global mask's patch, 100 patches a recording
 FIRST_R, LAST_R = 200, 4400                         # a beat is valid where FIRST_R < R < LAST_R
@@ -201,8 +202,11 @@ class TrainingBatches:
                             batch_sampler=[rows[places.start:places.stop:places.step].tolist() for places in batches],
                             num_workers=self.arguments.workers, collate_fn=as_it_is,
                             pin_memory=self.device.type == "cuda")
-        for records in loader:
-            yield records.to(self.device, non_blocking=True)
+        try:
+            for records in loader:
+                yield records.to(self.device, non_blocking=True)
+        except UserError as error:                  # of a worker it arrives with a traceback before its sentence
+            raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.UserError: ")) from error
 
 
 def make_batch(records: torch.Tensor, r_peaks: torch.Tensor, global_mask: torch.Tensor, local_mask: torch.Tensor):

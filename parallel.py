@@ -1,11 +1,13 @@
-"""Several processes, one for each GPU, as torchrun starts them: who this one is, and how their results come together.
+"""Several processes on one machine, one for each GPU, as torchrun starts them: who this is, how results come together.
 
     torchrun --nproc_per_node=4 train.py --data_path ./data/ --save_path ./ckpt/mymodel_new.pt
 
 Without torchrun there is one process, number 0 of 1, and nothing here does anything.
 """
 import contextlib
+import datetime
 import os
+import signal
 import sys
 
 import torch
@@ -18,9 +20,11 @@ RANK, PROCESSES, LOCAL_RANK = (int(os.environ.get(name, default)) for name, defa
 def start(device: torch.device):
     """Join the other processes, if there are any. Only process 0 goes on printing its progress; errors all print."""
     if PROCESSES > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # the others wait for hours where process 0 has to find R peaks first; torchrun notices if it dies
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
         if RANK:
             sys.stdout = open(os.devnull, "w")
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)           # they have nothing to save
 
 
 def stop():
@@ -57,3 +61,10 @@ def replicate(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     if PROCESSES == 1:
         return model
     return torch.nn.parallel.DistributedDataParallel(model, [device.index] if device.type == "cuda" else None)
+
+
+def share_buffers(model: torch.nn.Module):
+    """Give every process the running statistics of process 0, which are those that its checkpoint keeps."""
+    if PROCESSES > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)

@@ -58,6 +58,7 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
     scores = torch.zeros(len(signals), device=device)
     maps = np.zeros((len(signals), GLOBAL_LENGTH, signals.shape[2]), dtype=np.float32) if with_maps else None
     was_training = model.training
+    torch.backends.cudnn.benchmark = False          # batches of many sizes: a search for algorithms would not pay
     fused = FusedMCF(model.eval(), torch.bfloat16 if amp == "bf16" else torch.float32)
     at_once = RECORDS_AT_ONCE[device.type]
     blocks = range(parallel.RANK * at_once, len(signals), parallel.PROCESSES * at_once)
@@ -100,7 +101,7 @@ def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: li
     owners = send(np.repeat(np.arange(len(beats)), [len(found) for found in beats]), device)
     positions = send(np.concatenate(beats), device)
     chunks = -(-len(owners) // at_once)
-    number = torch.bincount(owners, minlength=len(beats))                       # beats of each record
+    number = send(np.array([len(found) for found in beats]), device)            # beats of each record
     scores = torch.zeros(len(beats), device=device)
     maps = RestorationMaps(records, len(masks[0]), protocol) if with_maps else None
     for global_mask, local_mask in zip(*masks):

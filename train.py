@@ -109,6 +109,7 @@ def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, argument
     step: a TrainingStep. Nothing in here waits for the device: the bar shows a mean that may be some batches old.
     """
     model.train()
+    torch.backends.cudnn.benchmark = True           # all batches but one have one shape: a search for algorithms pays
     # dropout: an epoch can be run again from its start, and no two processes draw the same
     torch.manual_seed((arguments.seed * 1_000_003 + epoch) * parallel.PROCESSES + parallel.RANK)
     totals = torch.zeros(len(TERMS) + 1, device=batches.device)             # of the terms over records, and records
@@ -121,6 +122,7 @@ def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, argument
         shown.copy_(totals, non_blocking=True)
         if shown[-1] > 0:
             progress.set_postfix(mean_loss=f"{float(shown[0] / shown[-1]):.4f}", refresh=False)
+    parallel.share_buffers(model)
     *sums, seen = parallel.add_up(totals).tolist()
     means = {term: total / seen for term, total in zip(TERMS, sums)}
     if not math.isfinite(means["loss"]):

@@ -131,16 +131,20 @@ def choose_device(name: str):
     if not available[name]:
         raise UserError(f"--device {name} is not available on this machine; use --device auto")
     torch.backends.cudnn.allow_tf32 = False         # float32 means float32; convolutions would use TF32 by default
-    torch.backends.cudnn.benchmark = True           # all batches have one shape, so the search for an algorithm pays
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    local_rank, local_processes = (int(os.environ.get(key, least)) for key, least in
+                                   (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
+    if name == "mps" and local_processes > 1:
+        raise UserError("--device mps is one device, which several processes cannot share; run without torchrun")
     if name == "cuda":
         if local_rank >= torch.cuda.device_count():
             raise UserError(f"torchrun asks for {local_rank + 1} GPUs or more, but there are "
                             f"{torch.cuda.device_count()}; lower --nproc_per_node")
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
-    if "OMP_NUM_THREADS" not in os.environ:         # more threads than cores wait for each other all the time
-        torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    # More threads than cores wait for each other all the time. torchrun sets OMP_NUM_THREADS to 1 where it is not set.
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    if chosen is None or (chosen == "1" and local_processes > 1):
+        torch.set_num_threads(max(1, usable_cores() // local_processes))
     return torch.device(name)
 
 

@@ -1,4 +1,4 @@
-"""Several processes do what one does; and no step of training waits for its device."""
+"""Several processes do what one does; and batches and step read nothing from their device."""
 import csv
 import json
 import sys
@@ -35,27 +35,27 @@ def checkpoint(model, tmp_path_factory):
     return path
 
 
-def test_sharded_scores_are_the_same(simulated, checkpoint, tmp_path, monkeypatch):
-    """test.py in two processes gives every record and map the score that one process gives."""
-    flags = ("--data_path", simulated, "--load_path", checkpoint, "--protocol", "clean", "--save_maps", 1, "--device",
-             "cpu", "--output_dir")
-    for finished in (run_script("test.py", *flags, tmp_path / "one", OMP_NUM_THREADS="1"),
-                     run_twice("test.py", *flags, tmp_path / "two")):
-        assert finished.returncode == 0, finished.stderr
-    one, two = (list(csv.reader((tmp_path / name / "detection_scores.csv").open())) for name in ("one", "two"))
-    assert one == two and len(one) > 5
-    maps = [np.load(tmp_path / name / "localization_maps_clean.npy") for name in ("one", "two")]
-    np.testing.assert_array_equal(*maps)
-    assert json.loads((tmp_path / "two" / "results.json").read_text())["processes"] == 2
-    assert finished.stdout.count("written to") == 1                                  # one process reports
+def test_sharded_scores_and_gradients_are_the_same(simulated, checkpoint, tmp_path):
+    """Two processes give every record and map the score, and every weight the gradient, that one process gives.
 
-
-def test_training_in_two_processes(simulated, tmp_path):
-    """train.py in two processes keeps one history, and its weights are nearly those of one process.
-
-    They differ by what each process draws for dropout and by BatchNorm, which sees half of the batch.
+    Blocks of two records, so that both have several; batches of 15, so that their shares differ.
     """
-    flags = ("--data_path", simulated, "--epochs", 2, "--batch_size", 15, "--lr", "1e-3", "--val_beats", 1, "--device",
+    flags = ("tests/score_and_step.py", simulated, checkpoint)
+    for finished in (run_script(*flags, tmp_path / "one.npz"), run_twice(*flags, tmp_path / "two.npz")):
+        assert finished.returncode == 0, finished.stderr
+    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    assert len(one["scores"]) > 6 and np.unique(one["scores"]).size == len(one["scores"])
+    np.testing.assert_array_equal(two["scores"], one["scores"])
+    np.testing.assert_array_equal(two["maps"], one["maps"])
+    np.testing.assert_allclose(two["gradient"], one["gradient"], rtol=1e-3, atol=1e-5 * np.abs(one["gradient"]).max())
+
+
+def test_scripts_in_two_processes(simulated, tmp_path):
+    """train.py keeps one history, close to that of one process; test.py scores its checkpoint and reports once.
+
+    They differ by what each process draws for dropout, and by BatchNorm, which sees half of the batch.
+    """
+    flags = ("--data_path", simulated, "--epochs", 2, "--batch_size", 15, "--lr", "1e-3", "--val_beats", 0, "--device",
              "cpu", "--save_path")
     for finished in (run_script("train.py", *flags, tmp_path / "one" / "model.pt"),
                      run_twice("train.py", *flags, tmp_path / "two" / "model.pt")):
@@ -66,6 +66,10 @@ def test_training_in_two_processes(simulated, tmp_path):
         assert abs(float(row["loss"]) - float(other["loss"])) < 0.1
     _, facts = load_checkpoint(tmp_path / "two" / "last.pt")
     assert facts["config"]["processes"] == 2
+    finished = run_twice("test.py", "--data_path", simulated, "--load_path", tmp_path / "two" / "model.pt",
+                         "--protocol", "clean", "--device", "cpu", "--output_dir", tmp_path)
+    assert finished.returncode == 0 and finished.stdout.count("written to") == 1, finished.stderr
+    assert json.loads((tmp_path / "results.json").read_text())["processes"] == 2
 
 
 def test_no_step_waits_for_the_device(simulated, monkeypatch):
