@@ -98,8 +98,13 @@ def send(block: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def hold(signals: np.ndarray, rows: np.ndarray, name: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Rows of a memory-mapped array as one tensor on the device. name: the file, for the message of UserError."""
+def hold(signals: np.ndarray, rows: np.ndarray, name: str, device: torch.device, dtype: torch.dtype):
+    """Rows of a memory-mapped array as one tensor on the device, or None where they do not fit.
+
+    name: the file, for the message of UserError.
+    """
+    if not fits(signals, rows, device, dtype):
+        return None
     held = torch.empty((len(rows), *signals.shape[1:]), dtype=dtype, device=device)
     for start in range(0, len(rows), ROWS_AT_ONCE):
         part = slice(start, start + ROWS_AT_ONCE)
@@ -153,8 +158,7 @@ class TrainingBatches:
         for row, found in zip(self.beats, beats):
             row[:len(found)] = torch.from_numpy(found)
         dtype = torch.float16 if arguments.amp == "bf16" else torch.float32
-        self.held = (hold(signals, rows, SIGNAL_FILES["train"], device, dtype) if fits(signals, rows, device, dtype)
-                     else None)
+        self.held = hold(signals, rows, SIGNAL_FILES["train"], device, dtype)
 
     def __len__(self):
         return -(-len(self.rows) // self.arguments.batch_size)

@@ -24,7 +24,7 @@ import parallel
 import scoring
 from arrays import (SIGNAL_FILES, VALIDATION_FOLD, fingerprint, load_r_peaks, load_records, open_labels, open_signals,
                     signal_path)
-from dataloader import TrainingBatches, fits, hold
+from dataloader import TrainingBatches, hold
 from model import MCF, forward_loss, load_checkpoint, save_checkpoint
 from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
                    require_writable, run, versions, write_atomically)
@@ -161,9 +161,8 @@ class Validation:
             self.signals = open_signals(arguments.data_path, self.split, arguments.dims)
             self.labels = open_labels(arguments.data_path, self.split, (len(self.signals),))
             self.r_peaks = load_r_peaks(arguments.data_path, self.split, self.signals)
-            rows = np.arange(len(self.signals))
-            if fits(self.signals, rows, device, torch.float32):
-                self.signals = hold(self.signals, rows, SIGNAL_FILES[self.split], device, torch.float32)
+            held = hold(self.signals, np.arange(len(self.signals)), SIGNAL_FILES[self.split], device, torch.float32)
+            self.signals = self.signals if held is None else held
 
     def auroc(self, model: MCF, epoch: int) -> float | None:
         due = epoch % self.arguments.val_every == 0 or epoch == self.arguments.epochs
