@@ -4,11 +4,15 @@
     val.npy            (V, 5000, 12) float32, mV: fold 9, normals and abnormals; val_label.npy (V,)
     test.npy           (T, 5000, 12) float32, mV: fold 10;                       label.npy (T,)
     benchmark_data.npy (M, 5000, 12) float32, normalised to [-1, 1];             benchmark_label.npy (M, 5000, 12)
+    train_details.npz, benchmark_details.npz
+                       low, high (N, 12) float32: the mV that became -1 and 1; of LUDB's benchmark also
+                       phases (M, 5000, 12) uint8: the wave that each point is in (ludb.PHASES)
     *_r_peaks.npz      R peaks of each record, made on first use where missing
-    *_records.csv      ecg_id, fold, superclasses and statements of each row
+    *_records.csv      ecg_id, fold, superclasses and statements of each row; of LUDB's ecg_id and diagnoses
     manifest.json      where the arrays come from
 
 Train, test, label and the two benchmark files are the published implementation's; its float64 arrays load too.
+A label is 1 for abnormal and 0 for normal; a benchmark point without a truth is EXCLUDED.
 """
 import csv
 import hashlib
@@ -22,12 +26,15 @@ from tqdm import tqdm
 from signals import LEAD_II, RECORD_LENGTH, find_r_peaks
 from utils import UserError, unwritable, write_atomically
 
+NORMALISED_SPLITS = ("train", "benchmark")     # stored in [-1, 1], as published
 SIGNAL_FILES = {"train": "train.npy", "val": "val.npy", "test": "test.npy", "benchmark": "benchmark_data.npy"}
 LABEL_FILES = {"val": "val_label.npy", "test": "label.npy", "benchmark": "benchmark_label.npy"}
 MANIFEST = "manifest.json"
 SIMULATED_MARKER = "SYNTHETIC.txt"          # stands in a PTB-XL-shaped folder whose ECGs are simulated
 VALIDATION_FOLD, TEST_FOLD = 9, 10
-RECORD_COLUMNS = {"ecg_id": int, "fold": int, "label": int, "superclasses": str, "statements": str, "r_peaks": int}
+EXCLUDED = 255                              # a benchmark point without a truth: outside the annotated span, or unclear
+RECORD_COLUMNS = {"ecg_id": int, "fold": int, "label": int, "superclasses": str, "statements": str, "diagnoses": str,
+                  "r_peaks": int}
 FINGERPRINT_ROWS = 32
 
 
@@ -49,6 +56,11 @@ def r_peaks_path(data_path, split: str) -> Path:
 def records_path(data_path, split: str) -> Path:
     """The table that says which record each row of a split is."""
     return Path(data_path) / f"{split}_records.csv"
+
+
+def details_path(data_path, split: str) -> Path:
+    """What a normalised split does not hold itself, see load_details."""
+    return Path(data_path) / f"{split}_details.npz"
 
 
 def load_npy(path) -> np.ndarray:
@@ -77,18 +89,21 @@ def open_signals(data_path, split: str, leads: int) -> np.ndarray:
 
 
 def open_labels(data_path, split: str, shape: tuple) -> np.ndarray:
-    """The labels of a split, checked to have this shape and to be 0 or 1 with both present. Raises UserError."""
-    path = label_path(data_path, split)
+    """The labels of a split, checked to have this shape and to be 0 or 1 with both present. Raises UserError.
+
+    A point of the benchmark may be EXCLUDED as well.
+    """
+    path, allowed = label_path(data_path, split), (0, 1, EXCLUDED) if split == "benchmark" else (0, 1)
     labels = load_npy(path)
     if labels.shape != shape:
         raise UserError(f"{path} has shape {labels.shape}, but {SIGNAL_FILES[split]} asks for {shape}; "
                         "make both again with preprocess.py")
-    positive = sum(np.count_nonzero(row == 1) for row in labels)
-    negative = sum(np.count_nonzero(row == 0) for row in labels)
-    if positive + negative != labels.size or not positive or not negative:
-        raise UserError(f"{path} holds {negative} labels 0, {positive} labels 1 and "
-                        f"{labels.size - positive - negative} others, expected 0 (normal) and 1 (abnormal) only, and "
-                        "both; make it again with preprocess.py")
+    counts = [sum(np.count_nonzero(row == value) for row in labels) for value in allowed]
+    if sum(counts) != labels.size or 0 in counts[:2]:
+        raise UserError(f"{path} holds {counts[0]} labels 0, {counts[1]} labels 1 and {labels.size - sum(counts)} "
+                        f"that are none of {allowed}, expected 0 (normal) and 1 (abnormal)"
+                        f"{f', and {EXCLUDED} (excluded)' * (split == 'benchmark')} only, and both of the first two; "
+                        "make it again with preprocess.py")
     return labels
 
 
@@ -148,12 +163,43 @@ def load_r_peaks(data_path, split: str, signals: np.ndarray) -> list:
     return r_peaks
 
 
+def pack_details(file, low: list, high: list, phases: list, signals_fingerprint: str):
+    """Write a split's details to a binary file: a row a record, as load_details gives them; phases may be empty."""
+    np.savez_compressed(file, low=np.array(low, np.float32), high=np.array(high, np.float32),
+                        fingerprint=signals_fingerprint, **({"phases": np.stack(phases)} if phases else {}))
+
+
+def load_details(data_path, split: str, signals: np.ndarray) -> dict | None:
+    """What is known of a normalised split besides its arrays, or None where no file belongs to these signals.
+
+    "low", "high": (M, 12) float32, the mV that the normalised signals have at -1 and 1. "phases": (M, 5000, 12) uint8,
+    1 + the index into ludb.PHASES, 0 = none or unclear; None where nobody delineated the waves.
+    Raises UserError where the file is damaged.
+    """
+    path = details_path(data_path, split)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if str(stored["fingerprint"]) != fingerprint(signals):
+                return None
+            details = {name: stored.get(name) for name in ("phases", "low", "high")}
+        bounds = (len(signals), signals.shape[2])
+        if details["low"].shape != bounds or details["high"].shape != bounds or (
+                details["phases"] is not None and details["phases"].shape != signals.shape):
+            raise ValueError("the shapes are not the signals'")
+    except FileNotFoundError:
+        return None
+    except Exception as error:          # numpy and zipfile raise whatever a damaged file makes them trip over
+        raise UserError(f"{path} is not readable ({type(error).__name__}); make it again with preprocess.py, or delete "
+                        "it") from error
+    return details
+
+
 def load_manifest(data_path) -> dict | None:
     """The manifest, or None where there is none (the published implementation's own arrays)."""
     path = Path(data_path) / MANIFEST
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not readable JSON ({str(error)[:80]}); make it again with preprocess.py, "
@@ -219,7 +265,7 @@ class RowWriter:
 
 
 class Staging:
-    """New files for a data folder, each NAME.part until publish() gives all of them their names at once.
+    """New files for a data folder, each NAME.part until publish() gives all of them their names, with a manifest.
 
     So an interrupted run leaves nothing that looks finished, and no old file beside new ones.
     """
@@ -240,8 +286,10 @@ class Staging:
             file.flush()
             os.fsync(file.fileno())
 
-    def publish(self):
-        """Rename everything. The old manifest goes first, so nothing is taken for what it described."""
+    def publish(self, manifest: dict):
+        """Rename everything, the manifest last. The old one goes first, so nothing is taken for what it described."""
+        text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+        self.write(self.data_path / MANIFEST, lambda file: file.write(text.encode()))
         (self.data_path / MANIFEST).unlink(missing_ok=True)
         for path in self.paths:
             try:

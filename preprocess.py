@@ -1,25 +1,25 @@
-"""From PTB-XL as PhysioNet lays it out to the arrays that train.py and test.py read.
+"""From PTB-XL and LUDB as PhysioNet lays them out to the arrays that train.py and test.py read.
 
     python preprocess.py --ptbxl_path ./ptb-xl                                     # records500, ~3 GB, to ./data/
     python preprocess.py --ptbxl_path ./ptb-xl --sampling_rate 100                 # the small download, nearly the same
     python preprocess.py --ptbxl_path ./ptb-xl --sampling_rate 500 --allow_missing # whatever part is there
+    python preprocess.py --ludb_path ./ludb                                        # the localization benchmark
 
 Every record is read, resampled to 500 Hz, filtered, and its R peaks are found, by worker processes; the rows stream
-into the arrays that arrays.py describes. What became of every record is printed as a label audit and kept, with all
-parameters and versions, in manifest.json.
+into the arrays that arrays.py describes. What became of every record is printed as an audit and kept, with all
+parameters and versions, in manifest.json. With --ludb_path alone, whatever the data folder holds besides stays.
 """
 import argparse
-import ast
 import multiprocessing
 import os
 import signal
 import threading
 import time
 import warnings
-from collections import Counter, deque
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -27,26 +27,25 @@ import pandas as pd
 from tqdm import tqdm
 
 import arrays
+import ludb
+import ptbxl
 import signals
-from arrays import TEST_FOLD, VALIDATION_FOLD
-from utils import UserError, git_commit, run, save_json, unwritable, usable_cores, versions
+from utils import UserError, git_commit, run, unwritable, usable_cores, versions
 
-FILE_COLUMN = {100: "filename_lr", 500: "filename_hr"}
-PTBXL_VERSIONS = {21837: "1.0.1", 21799: "1.0.3"}      # by number of records
 MOST_WORKERS = 10                                      # by default: 0.12 GB each, less than 1.5 GB in all
-AUDIT_COLUMNS = ("normal", "abnormal", "mixed", "unlabelled", "missing", "lost", "no R peak")
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data")
-    data.add_argument("--ptbxl_path", required=True, help="folder with ptbxl_database.csv and records100 or records500")
+    data = parser.add_argument_group("data, one of the first two or both")
+    data.add_argument("--ptbxl_path", help="folder with ptbxl_database.csv and records100 or records500")
+    data.add_argument("--ludb_path", help="folder of LUDB, with RECORDS and data: makes the localization benchmark")
     data.add_argument("--data_path", default="./data/", help="folder for the arrays (default %(default)s)")
-    data.add_argument("--sampling_rate", type=int, choices=sorted(FILE_COLUMN), default=500,
+    data.add_argument("--sampling_rate", type=int, choices=sorted(ptbxl.FILE_COLUMN), default=500,
                       help="which of PTB-XL's two sets of files to read, in Hz (default %(default)s)")
     data.add_argument("--benchmark_truth", help="localization_truth.npz with ecg_id (M,) and label (M, 5000, 12): "
                       "makes the localization benchmark of its records in fold 10")
-    data.add_argument("--limit", type=int, help="only the first records of the table, for a trial")
+    data.add_argument("--limit", type=int, help="only the first records of each data set, for a trial")
     data.add_argument("--allow_missing", action="store_true", help="go on without the files that the folder lacks")
     running = parser.add_argument_group("running")
     running.add_argument("--workers", type=int, default=min(usable_cores(), MOST_WORKERS),
@@ -55,94 +54,43 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("limit", "workers"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
+    if not (arguments.ptbxl_path or arguments.ludb_path):
+        raise UserError("no data set is named; give --ptbxl_path, --ludb_path or both")
+    if arguments.benchmark_truth and (arguments.ludb_path or not arguments.ptbxl_path):
+        raise UserError("--benchmark_truth makes the benchmark from PTB-XL; give it with --ptbxl_path and without "
+                        "--ludb_path")
     return arguments
 
 
-def read_table(path: Path, columns: set) -> pd.DataFrame:
-    """One of PTB-XL's two tables. Raises UserError where it is missing, malformed or lacks one of the columns."""
+def earlier_manifest(data_path: Path, needed: bool) -> dict:
+    """What the data folder's manifest says, {} where there is none. Raises UserError if a needed one is damaged."""
     try:
-        table = pd.read_csv(path, low_memory=False)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; --ptbxl_path must name PTB-XL's folder as PhysioNet lays it out") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable table ({' '.join(str(error).split())[:100]}); download it again"
-                        ) from error
-    absent = columns - set(table.columns)
-    if absent:
-        raise UserError(f"{path} has no column {', '.join(sorted(absent))}; download it again")
-    return table
+        return arrays.load_manifest(data_path) or {}
+    except UserError:
+        if needed:
+            raise
+        return {}
 
 
-def classify(superclasses: tuple) -> str:
-    """The label of a record: normal is exactly {NORM}, as the paper counts; mixed records are abnormal ones too."""
-    if not superclasses:
-        return "unlabelled"
-    if superclasses == ("NORM",):
-        return "normal"
-    return "mixed" if "NORM" in superclasses else "abnormal"
+def own_benchmark(data_path: Path, manifest: dict) -> bool:
+    """Whether the benchmark in the data folder is the one that its manifest describes."""
+    try:
+        return arrays.describes(manifest, "benchmark", arrays.load_npy(arrays.signal_path(data_path, "benchmark")))
+    except UserError:                                  # missing or unreadable
+        return False
 
 
-def load_superclasses(path: Path) -> dict:
-    """The superclass of every diagnostic statement, by its code. Raises UserError where one has none."""
-    statements = read_table(path, {"diagnostic", "diagnostic_class"})
-    diagnostic = statements[statements["diagnostic"] == 1]
-    found = dict(zip(diagnostic.iloc[:, 0], diagnostic["diagnostic_class"]))
-    without = [code for code, superclass in found.items() if not isinstance(superclass, str)]
-    if without or not found:
-        raise UserError(f"{path} names no diagnostic_class for {', '.join(map(str, without)) or 'any statement'}; "
-                        "download it again")
-    return found
+def require_replaceable_benchmark(data_path: Path, manifest: dict):
+    """Raise UserError where the data folder holds benchmark files from elsewhere, such as the authors' own."""
+    found = [path for path in (arrays.signal_path(data_path, "benchmark"), arrays.label_path(data_path, "benchmark"))
+             if path.exists()]
+    if found and not own_benchmark(data_path, manifest):
+        raise UserError(f"{' and '.join(map(str, found))} did not come from preprocess.py and would be overwritten by "
+                        "--ludb_path, while test.py scores such files as they are; move them away, or name another "
+                        "--data_path")
 
 
-def load_ptbxl(ptbxl_path: Path, sampling_rate: int, limit: int | None) -> pd.DataFrame:
-    """PTB-XL's records: index ecg_id; columns fold, file (without extension), statements, superclasses, kind.
-
-    The superclasses of a record are the sorted set of diagnostic_class over its diagnostic statements.
-    """
-    table_path = ptbxl_path / "ptbxl_database.csv"
-    table = read_table(table_path, {"ecg_id", "scp_codes", "strat_fold", FILE_COLUMN[sampling_rate]})
-    diagnostic_class = load_superclasses(ptbxl_path / "scp_statements.csv")
-    rows = []
-    for row in table.sort_values("ecg_id").iloc[:limit].to_dict("records"):
-        try:
-            ecg_id, fold = int(row["ecg_id"]), int(row["strat_fold"])
-            codes = tuple(ast.literal_eval(row["scp_codes"]).keys())
-            if not 1 <= fold <= TEST_FOLD:
-                raise ValueError(f"fold {fold}")
-        except (ValueError, SyntaxError, TypeError, AttributeError, OverflowError) as error:
-            raise UserError(f"{table_path}: record {row['ecg_id']} has an unreadable ecg_id, scp_codes or strat_fold; "
-                            "download it again") from error
-        superclasses = tuple(sorted({diagnostic_class[code] for code in codes if code in diagnostic_class}))
-        rows.append((ecg_id, fold, str(row[FILE_COLUMN[sampling_rate]]), codes, superclasses, classify(superclasses)))
-    records = pd.DataFrame(rows, columns=["ecg_id", "fold", "file", "statements", "superclasses", "kind"])
-    if not len(records) or records["ecg_id"].duplicated().any():
-        raise UserError(f"{table_path} holds no record, or an ecg_id twice; download it again")
-    records.attrs["records_in_table"] = len(table)
-    return records.set_index("ecg_id")
-
-
-def split_of(fold: int) -> str:
-    """The split that a fold is held for. Fold 9's normals are in train.npy as well, for the paper protocol."""
-    return {VALIDATION_FOLD: "val", TEST_FOLD: "test"}.get(fold, "train")
-
-
-def files_of(records: pd.DataFrame, ptbxl_path: Path) -> pd.Series:
-    """Whether each record's two files are there."""
-    return records["file"].map(lambda file: all((ptbxl_path / f"{file}{end}").is_file() for end in (".hea", ".dat")))
-
-
-def require_files(present: pd.Series, records: pd.DataFrame, ptbxl_path: Path, allow_missing: bool):
-    """Raise UserError for a partial download, unless it is allowed; and for one without a single file in any case."""
-    absent = records.index[~present]
-    if not len(absent) or (allow_missing and present.any()):
-        return
-    first = ", ".join(records.loc[absent[:3], "file"])
-    remedy = "complete the download" if allow_missing else "complete the download, or go on with --allow_missing"
-    raise UserError(f"{len(absent)} of the {len(records)} records that the table names are not in {ptbxl_path} "
-                    f"(first: {first}); {remedy}, or choose the other --sampling_rate")
-
-
-def load_truth(path: str | None) -> dict:
+def load_marked_points(path: str | None) -> dict:
     """Marked points by ecg_id: uint8 (5000, 12) each, 1 = anomalous. Raises UserError."""
     if path is None:
         return {}
@@ -175,55 +123,52 @@ class SplitWriter:
     """The array of one split with everything that stands beside it."""
 
     def __init__(self, staging: arrays.Staging, split: str):
-        self.staging, self.split, self.truth = staging, split, None
+        self.staging, self.split, self.points = staging, split, None
+        self.normalised = split in arrays.NORMALISED_SPLITS
         self.path = arrays.signal_path(staging.data_path, split)
         self.label_path = arrays.label_path(staging.data_path, split) if split in arrays.LABEL_FILES else None
         record_shape = (signals.RECORD_LENGTH, len(signals.LEAD_NAMES))
         self.signals = arrays.RowWriter(staging.stage(self.path), record_shape, np.float32)
         if split == "benchmark":
-            self.truth = arrays.RowWriter(staging.stage(self.label_path), record_shape, np.uint8)
-        self.r_peaks, self.records = [], []
+            self.points = arrays.RowWriter(staging.stage(self.label_path), record_shape, np.uint8)
+        self.r_peaks, self.records, self.low, self.high, self.phases = [], [], [], [], []
 
-    def append(self, record, filtered, r_peaks, truth=None):
-        """Add one row. The training set and the benchmark are stored normalised, as published."""
-        normalised = self.split in ("train", "benchmark")
-        self.signals.append(signals.normalize_leads(filtered) if normalised else filtered)
-        if self.truth:
-            self.truth.append(truth)
+    def append(self, record: dict, filtered, r_peaks, points=None, phases=None):
+        """Add one row. The training set and the benchmark are stored normalised, as published.
+
+        record: its row of the table; points: of the benchmark, labels (5000, 12), and phases where they are known.
+        """
+        self.signals.append(signals.normalize_leads(filtered) if self.normalised else filtered)
+        if self.points:
+            self.points.append(points)
+        if self.normalised:
+            self.low.append(filtered.min(axis=0))
+            self.high.append(filtered.max(axis=0))
+        if phases is not None:
+            self.phases.append(phases)
         self.r_peaks.append(r_peaks)
-        self.records.append({"ecg_id": record.Index, "fold": record.fold, "label": int(record.kind != "normal"),
-                             "superclasses": " ".join(record.superclasses), "statements": " ".join(record.statements),
-                             "r_peaks": len(r_peaks)})
+        self.records.append(record | {"r_peaks": len(r_peaks)})
 
     def finish(self) -> dict:
         """Complete the array and stage its sidecars; returns the manifest's entry."""
         if not self.records:
             raise UserError(f"no record for {self.path} is left; use more of the data set (--limit, --benchmark_truth)")
         self.signals.finish()
-        table, data_path = pd.DataFrame(self.records, columns=list(arrays.RECORD_COLUMNS)), self.staging.data_path
-        if self.truth:
-            self.truth.finish()
+        table, data_path = pd.DataFrame(self.records), self.staging.data_path
+        written = arrays.load_npy(self.signals.path)
+        identity = arrays.fingerprint(written)
+        if self.normalised:
+            self.staging.write(arrays.details_path(data_path, self.split),
+                               lambda file: arrays.pack_details(file, self.low, self.high, self.phases, identity))
+        if self.points:
+            self.points.finish()
         elif self.label_path:
             self.staging.write(self.label_path, lambda file: np.save(file, table["label"].to_numpy(np.uint8)))
         self.staging.write(arrays.records_path(data_path, self.split),
                            lambda file: file.write(table.to_csv(index=False).encode()))
-        written = arrays.load_npy(self.signals.path)
-        identity = arrays.fingerprint(written)
         self.staging.write(arrays.r_peaks_path(data_path, self.split),
                            lambda file: arrays.pack_r_peaks(file, self.r_peaks, identity))
         return {"shape": list(written.shape), "fingerprint": identity}
-
-
-def destinations(record, truth: dict) -> list:
-    """The splits that a record goes to; none for abnormal records of folds 1-8 and records without a superclass."""
-    if record.kind == "unlabelled":
-        return []
-    splits = [split_of(record.fold)] if record.fold in (VALIDATION_FOLD, TEST_FOLD) else []
-    if record.fold != TEST_FOLD and record.kind == "normal":
-        splits.append("train")
-    if record.fold == TEST_FOLD and record.Index in truth:
-        splits.append("benchmark")
-    return splits
 
 
 def prepare_worker():
@@ -262,105 +207,138 @@ def prepare_all(tasks: list, workers: int):
             raise
 
 
-def stream_records(records: pd.DataFrame, truth: dict, writers: dict, arguments) -> pd.DataFrame:
+def stream_ptbxl(records: pd.DataFrame, truth: dict, writers: dict, arguments) -> pd.DataFrame:
     """Prepare the wanted records in worker processes and append them in table order.
 
     Returns what became of them: index ecg_id, columns reason ("" if it was written) and r_peaks (their number).
     """
-    wanted = [record for record in records.itertuples() if destinations(record, truth)]
+    wanted = [record for record in records.itertuples() if ptbxl.destinations(record, truth)]
     tasks = [(record.Index, Path(arguments.ptbxl_path) / record.file, arguments.sampling_rate) for record in wanted]
     outcome = {}
     progress = tqdm(prepare_all(tasks, arguments.workers), total=len(tasks), desc="preprocess", unit="record")
     for record, (ecg_id, filtered, r_peaks, reason) in zip(wanted, progress, strict=True):
         outcome[ecg_id] = (reason, 0 if reason else len(r_peaks))
         if not reason:
-            for split in destinations(record, truth):
-                writers[split].append(record, filtered, r_peaks, truth.get(ecg_id))
+            for split in ptbxl.destinations(record, truth):
+                writers[split].append(ptbxl.table_row(record), filtered, r_peaks, truth.get(ecg_id))
     return pd.DataFrame.from_dict(outcome, orient="index", columns=["reason", "r_peaks"])
 
 
-def audit_labels(records: pd.DataFrame, present: pd.Series, outcome: pd.DataFrame) -> dict:
-    """Count, per split and for all, what became of the records: {split: {column of AUDIT_COLUMNS: count}}.
+def write_ptbxl(staging: arrays.Staging, records: pd.DataFrame, present: pd.Series, truth: dict, arguments) -> dict:
+    """Stage the arrays of PTB-XL's records that are present; returns the manifest."""
+    writers = {split: SplitWriter(staging, split) for split in
+               ("train", "val", "test", *(["benchmark"] if truth else []))}
+    outcome = stream_ptbxl(records[present], truth, writers, arguments)
+    source = ptbxl.source_of(Path(arguments.ptbxl_path), records)
+    lost = [{"ecg_id": ecg_id, "split": ptbxl.split_of(records.at[ecg_id, "fold"]), "reason": row.reason}
+            for ecg_id, row in outcome[outcome["reason"] != ""].iterrows()]
+    return {"source": source,
+            "parameters": parameters(arguments, arguments.sampling_rate) | {"benchmark_truth": bool(truth)},
+            "audit": ptbxl.audit_labels(records, present, outcome), "lost": lost,
+            "arrays": {split: writer.finish() for split, writer in writers.items()}, **provenance(),
+            **({"benchmark": source | {"records_in_truth": len(truth)}} if truth else {})}
 
-    Normal, abnormal, mixed and unlabelled divide the records of the table; mixed ones (NORM and another superclass)
-    are labelled abnormal. Missing are not in the folder, lost could not be used, and no R peak was found in some.
+
+def write_ludb(staging: arrays.Staging, source: dict, present: dict, missing: int, arguments) -> tuple:
+    """Stage the benchmark of LUDB's records that are present; returns the manifest's entries of data set and array.
+
+    source: of ludb.source_of; missing: how many of the wanted records are not present.
     """
-    reasons = outcome["reason"].reindex(records.index)
-    peaks = outcome["r_peaks"].reindex(records.index)
-    counts = {}
-    for split in ("train", "val", "test", "all"):
-        chosen = records["fold"].map(split_of).eq(split) | (split == "all")
-        kinds = Counter(records.loc[chosen, "kind"])
-        counts[split] = {column: kinds[column] for column in AUDIT_COLUMNS[:4]}
-        counts[split]["missing"] = int((chosen & ~present).sum())
-        counts[split]["lost"] = int((chosen & reasons.fillna("").ne("")).sum())
-        counts[split]["no R peak"] = int((chosen & reasons.eq("") & peaks.eq(0)).sum())
-    return counts
+    writer, audit, lost = SplitWriter(staging, "benchmark"), ludb.Audit(len(present) + missing, missing), []
+    tasks = [(number, path, ludb.SAMPLING_RATE) for number, path in present.items()]
+    progress = tqdm(prepare_all(tasks, arguments.workers), total=len(tasks), desc="preprocess: LUDB", unit="record")
+    for number, filtered, r_peaks, reason in progress:
+        try:
+            if reason:
+                raise signals.RecordError(reason)
+            diagnoses, phases = ludb.read_diagnoses(present[number]), ludb.read_phases(present[number])
+        except signals.RecordError as error:
+            lost.append({"ecg_id": number, "reason": str(error)})
+            continue
+        labels = ludb.mark(phases, diagnoses)
+        writer.append({"ecg_id": number, "label": int((labels == 1).any()),
+                       "diagnoses": ludb.join_diagnoses(diagnoses)}, filtered, r_peaks, labels, phases)
+        audit.add(phases, diagnoses, labels, r_peaks)
+    if len(lost) == len(present):
+        raise UserError(f"no record in {arguments.ludb_path} can be used (record {lost[0]['ecg_id']}: "
+                        f"{lost[0]['reason']}); download it again")
+    audit.summary["lost"] = len(lost)
+    return source | {"parameters": parameters(arguments, ludb.SAMPLING_RATE), "audit": audit.summary, "lost": lost,
+                     **provenance()}, writer.finish()
 
 
-def print_audit(counts: dict, lost: list, described: dict):
-    """Print the label audit, the lost records by name, and the arrays that were written."""
-    titles = {"train": "train, folds 1-8", "val": "val, fold 9", "test": "test, fold 10", "all": "all"}
-    print("\nlabel audit" + " " * 9 + "".join(f"{column:>12}" for column in AUDIT_COLUMNS))
-    for split, row in counts.items():
-        print(f"{titles[split]:<20}" + "".join(f"{row[column]:>12,}" for column in AUDIT_COLUMNS))
-    print("normal: the superclasses are exactly {NORM}; mixed (NORM and another) are scored as abnormal; unlabelled "
-          "have no superclass\nand are left out; abnormal records of folds 1-8 are not read. Missing (no file), lost "
-          "(unusable) and without an R peak\n(kept) are counted among the first four.")
-    for loss in lost:
-        print(f"lost: record {loss['ecg_id']} ({loss['split']}): {loss['reason']}")
-    print("\narrays")
-    for split, entry in described.items():
-        print(f"  {arrays.SIGNAL_FILES[split]:<20}{tuple(entry['shape'])}")
+def parameters(arguments, sampling_rate_read: int) -> dict:
+    """What the manifest says of how signals were made."""
+    return {"sampling_rate_read": sampling_rate_read, "sampling_rate": signals.SAMPLING_RATE,
+            "pass_band_hz": list(signals.PASS_BAND), "filter_order": signals.FILTER_ORDER,
+            "leads": list(signals.LEAD_NAMES), "limit": arguments.limit, "allow_missing": arguments.allow_missing}
 
 
-def write_arrays(records: pd.DataFrame, truth: dict, arguments) -> tuple:
-    """Stream all records into arrays; returns (what became of them, the manifest's entries of the arrays)."""
+def provenance() -> dict:
+    """What the manifest says of when and by which code arrays were made."""
+    return {"created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(),
+            "commit": git_commit()}
+
+
+def with_benchmark(manifest: dict, entry: dict, of_array: dict) -> dict:
+    """A manifest with these entries of the benchmark in place of what it said of one."""
+    return manifest | {"benchmark": entry, "arrays": manifest.get("arrays", {}) | {"benchmark": of_array}}
+
+
+def write_all(old: dict, ptbxl_inputs: tuple | None, ludb_inputs: tuple | None, arguments) -> dict:
+    """Write the arrays of both data sets and their manifest, which is returned.
+
+    old: the manifest until now. Of it stays what it says of arrays that this run does not write.
+    """
     data_path, staging = Path(arguments.data_path), None
     try:
         staging = arrays.Staging(data_path)
-        writers = {split: SplitWriter(staging, split) for split in
-                   ("train", "val", "test", *(["benchmark"] if truth else []))}
-        outcome = stream_records(records, truth, writers, arguments)
-        described = {split: writer.finish() for split, writer in writers.items()}
-        staging.publish()
+        manifest = write_ptbxl(staging, *ptbxl_inputs, arguments) if ptbxl_inputs else old
+        if ludb_inputs:
+            manifest = with_benchmark(manifest, *write_ludb(staging, *ludb_inputs, arguments))
+        elif "benchmark" not in manifest and own_benchmark(data_path, old):
+            entry = old.get("benchmark", old.get("source"))     # manifests without the first are of one data set
+            manifest = with_benchmark(manifest, entry, old["arrays"]["benchmark"])
+        staging.publish(manifest)
     except OSError as error:
         raise unwritable(f"{data_path} given as --data_path", error) from error
     finally:
         if staging:
             staging.discard()
-    return outcome, described
+    return manifest
 
 
 def main():
     git_commit()
     arguments = parse_arguments()
-    ptbxl_path = Path(arguments.ptbxl_path)
-    records = load_ptbxl(ptbxl_path, arguments.sampling_rate, arguments.limit)
-    truth = load_truth(arguments.benchmark_truth)
-    present = files_of(records, ptbxl_path)
-    require_files(present, records, ptbxl_path, arguments.allow_missing)
+    data_path, allow_missing = Path(arguments.data_path), arguments.allow_missing
+    old, ptbxl_inputs, ludb_inputs, truth = earlier_manifest(data_path, not arguments.ptbxl_path), None, None, {}
+    if arguments.ludb_path:
+        require_replaceable_benchmark(data_path, old)
+        paths = ludb.list_records(Path(arguments.ludb_path))
+        wanted = dict(list(paths.items())[:arguments.limit])
+        there = ludb.present_records(wanted, Path(arguments.ludb_path), allow_missing)
+        ludb_inputs = ludb.source_of(paths), there, len(wanted) - len(there)
+    if arguments.ptbxl_path:
+        ptbxl_path = Path(arguments.ptbxl_path)
+        records = ptbxl.load_ptbxl(ptbxl_path, arguments.sampling_rate, arguments.limit)
+        truth = load_marked_points(arguments.benchmark_truth)
+        present = ptbxl.files_of(records, ptbxl_path)
+        ptbxl.require_files(present, records, ptbxl_path, allow_missing)
+        ptbxl_inputs = records, present, truth
 
-    outcome, described = write_arrays(records[present], truth, arguments)
+    manifest = write_all(old, ptbxl_inputs, ludb_inputs, arguments)
 
-    counts = audit_labels(records, present, outcome)
-    lost = [{"ecg_id": ecg_id, "split": split_of(records.at[ecg_id, "fold"]), "reason": row.reason}
-            for ecg_id, row in outcome[outcome["reason"] != ""].iterrows()]
-    in_table = records.attrs["records_in_table"]
-    save_json(Path(arguments.data_path) / arrays.MANIFEST, {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "source": {"data_set": "simulated" if (ptbxl_path / arrays.SIMULATED_MARKER).exists() else "PTB-XL",
-                   "records_in_table": in_table,
-                   "version": PTBXL_VERSIONS.get(in_table, "unknown")},
-        "parameters": {"sampling_rate_read": arguments.sampling_rate, "sampling_rate": signals.SAMPLING_RATE,
-                       "pass_band_hz": list(signals.PASS_BAND), "filter_order": signals.FILTER_ORDER,
-                       "leads": list(signals.LEAD_NAMES), "limit": arguments.limit,
-                       "allow_missing": arguments.allow_missing, "benchmark_truth": bool(truth)},
-        "audit": counts, "lost": lost, "arrays": described, "versions": versions(), "commit": git_commit()})
-    print_audit(counts, lost, described)
+    if ptbxl_inputs:
+        ptbxl.print_audit(manifest["audit"], manifest["lost"])
+    if ludb_inputs:
+        ludb.print_audit(manifest["benchmark"]["audit"], manifest["benchmark"]["lost"])
+    print("\narrays")
+    for split, entry in manifest["arrays"].items():
+        print(f"  {arrays.SIGNAL_FILES[split]:<20}{tuple(entry['shape'])}")
     if truth:
-        print(f"{described['benchmark']['shape'][0]} of the {len(truth)} records in --benchmark_truth are in the "
-              "benchmark: those of fold 10 with a superclass")
+        print(f"{manifest['arrays']['benchmark']['shape'][0]} of the {len(truth)} records in --benchmark_truth are in "
+              "the benchmark: those of fold 10 with a superclass")
 
 
 if __name__ == "__main__":

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
+import metrics
 import parallel
 from arrays import SIGNAL_FILES, read_rows
 from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, send, valid_beats
 from fused import FusedMCF
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, MCF, compute_trend, restoration_errors
-from signals import normalize_leads
 from utils import UserError
 
 PROTOCOLS = ("paper", "clean")
@@ -152,40 +151,31 @@ class RestorationMaps:
         return self.whole / (beats_of * self.passes)[:, None, None] + crop_global(local)
 
 
-def detection_baselines(signals: np.ndarray) -> dict:
-    """Scores that know nothing of ECGs, (records,) each, from signals (records, 5000, leads) as they are stored."""
-    found = [(np.abs(record).max(), np.abs(np.diff(record, axis=0)).mean()) for record in signals]
-    return dict(zip(("largest amplitude", "mean |slope|"), np.array(found, dtype=np.float64).T))
-
-
-def localization_baselines(signals: np.ndarray, r_peaks: list) -> dict:
-    """Maps that know nothing of ECGs but where the R peaks are, (records, 4800, leads) each, smoothed like the scores.
-
-    signals: (records, 5000, leads), normalised. Near an R peak, steep, or far from the lead's median is anomalous.
-    """
-    def smooth(maps):
-        return smooth_maps(torch.from_numpy(maps)).numpy()
-    normalised = np.stack([normalize_leads(record) for record in signals]).astype(np.float32)
-    nearness = np.zeros_like(normalised)
-    for row, positions in enumerate(map(valid_beats, r_peaks)):
-        nearness[row] = -np.abs(np.arange(signals.shape[1])[:, None] - positions[0]).min(axis=1)[:, None]
-    return {"nearness to an R peak": crop_global(nearness),
-            "|slope|": smooth(crop_global(np.abs(np.gradient(normalised, axis=1)))),
-            "|amplitude|": smooth(crop_global(np.abs(normalised - np.median(normalised, axis=1, keepdims=True))))}
-
-
 def detection_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     """AUROC over records: labels (N,) with 1 = abnormal, scores (N,), higher = more anomalous."""
-    return float(roc_auc_score(labels, scores))
+    return float(metrics.auroc(*metrics.count_by_score(labels, scores)))
 
 
-def localization_auroc(labels: np.ndarray, maps: np.ndarray) -> dict:
-    """AUROC of anomalous points: labels and maps (records, 4800, leads), 1 = anomalous, higher = more anomalous.
+@torch.inference_mode()
+def restore_records(model: MCF, signals: np.ndarray, r_peaks: list, protocol: str, mask_ratio: int,
+                    device: torch.device) -> np.ndarray:
+    """The recordings as the global branch restores them, (records, 4800, leads), for figures.
 
-    "pooled" takes all points of all records together, as published, and so mixes finding the record with finding the
-    place; "per_record" is the mean over the "records" that have points of both kinds.
+    Each sample is the mean over beats, and over those passes that hide it (over all passes where none does).
+    signals: (records, 5000, leads) normalised as in training; r_peaks: of each.
     """
-    per_record = [roc_auc_score(label.ravel(), score.ravel()) for label, score in zip(labels, maps)
-                  if 0 < np.count_nonzero(label) < label.size]
-    return {"pooled": float(roc_auc_score(labels.ravel(), maps.ravel())),
-            "per_record": float(np.mean(per_record)) if per_record else None, "records": len(per_record)}
+    masks = [mask.to(device) for mask in scoring_masks(protocol, mask_ratio)]
+    hidden = masks[0].float()
+    weight = torch.where(hidden.sum(dim=0) > 0, hidden, torch.ones_like(hidden))            # (passes, 4800)
+    fused, restored = FusedMCF(model.eval(), torch.float32), []
+    for record, (positions, _) in zip(signals, map(valid_beats, r_peaks)):
+        records = send(np.ascontiguousarray(record, dtype=np.float32)[None], device)
+        ecg, positions = crop_global(records), send(positions, device)
+        owner = torch.zeros_like(positions)
+        beat = cut_beats(records, owner, positions)
+        trend = fused.begin_trend(fused.encode_trend(compute_trend(ecg)))[owner]
+        passes = [fused.restore(fused.encode_global(mask_out(ecg, global_mask))[owner],
+                                fused.encode_local(mask_out(beat, local_mask)), trend)[0][0].mean(dim=0)
+                  for global_mask, local_mask in zip(*masks)]
+        restored.append(((torch.stack(passes) * weight[..., None]).sum(0) / weight.sum(0)[:, None]).cpu().numpy())
+    return np.stack(restored)

@@ -1,13 +1,14 @@
 """Score a checkpoint: detection on the test set, localization on the benchmark, under both protocols.
 
     python test.py --data_path ./data/ --load_model 1 --load_path ./ckpt/mymodel.pt           # as published
-    python test.py --load_path ./ckpt/mymodel.pt --protocol paper --save_maps 1 --output_dir results/paper
+    python test.py --load_path ./ckpt/mymodel.pt --figures 1 --save_maps 1 --output_dir results/mymodel
+    python test.py --load_path ckpt/seed0/model.pt ckpt/seed1/model.pt ckpt/seed2/model.pt    # mean and deviation
+    python test.py --from_results results/mymodel --figures 1                  # all again, from the saved scores alone
 
-Prints one table and writes results.json, detection_scores.csv and, with --save_maps 1, the localization maps.
+Prints the AUROCs with their intervals and writes results.json, detection_scores.csv and, with --save_maps 1, the
+localization maps. Where fold 9 is there it is scored too, and sets the operating points.
 """
 import argparse
-import csv
-import io
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,44 +16,57 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import baselines
+import evaluation
 import parallel
+import report
 import scoring
-from arrays import (SIGNAL_FILES, describes, fingerprint, label_path, load_manifest, load_r_peaks, load_records,
-                    open_labels, open_signals, signal_path)
-from dataloader import crop_global
+from arrays import (SIGNAL_FILES, VALIDATION_FOLD, describes, details_path, fingerprint, label_path, load_details,
+                    load_manifest, load_r_peaks, load_records, open_labels, open_signals, read_rows, signal_path)
+from dataloader import crop_global, normalize_records
+from ludb import split_diagnoses
 from model import MCF, load_checkpoint
+from signals import LEAD_NAMES
 from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
-                   require_writable, run, save_json, sha256_of, versions, write_atomically)
+                   require_writable, run, save_json, sha256_of, versions)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     published = add_published_flags(parser)
     published.add_argument("--load_model", type=int, choices=(0, 1), default=1, help="0: score an untrained network")
-    published.add_argument("--load_path", default="./ckpt/mymodel.pt", help="checkpoint (default %(default)s)")
-    report = parser.add_argument_group("report")
-    report.add_argument("--protocol", choices=(*scoring.PROTOCOLS, "both"), default="both",
-                        help="which evaluation (default %(default)s)")
-    report.add_argument("--output_dir", default="results/", help="folder of the report (default %(default)s)")
-    report.add_argument("--save_maps", type=int, choices=(0, 1), default=0,
-                        help="write localization_maps_<protocol>.npy, (records, 4800, leads) float32")
+    published.add_argument("--load_path", nargs="+", default=["./ckpt/mymodel.pt"],
+                           help="checkpoint, or several of them (default ./ckpt/mymodel.pt)")
+    reporting = parser.add_argument_group("report")
+    reporting.add_argument("--protocol", choices=(*scoring.PROTOCOLS, "both"), default="both",
+                           help="which evaluation (default %(default)s)")
+    reporting.add_argument("--output_dir", help="folder of the report (default results/, or that of --from_results)")
+    reporting.add_argument("--save_maps", type=int, choices=(0, 1), default=0,
+                           help="write localization_maps_<protocol>.npy, (records, 4800, leads) float32")
+    reporting.add_argument("--figures", type=int, choices=(0, 1), default=0, help="draw the figures, PNG and PDF")
+    reporting.add_argument("--fold9", type=int, choices=(0, 1), default=1, help="0: leave fold 9 out, and with it the "
+                           "operating points; saves half the time")
+    reporting.add_argument("--from_results", metavar="DIR", help="make the report again from the scores (and maps) "
+                           "saved in DIR; no network is needed, the benchmark of --data_path is")
     running = parser.add_argument_group("running")
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: convolutions in bfloat16, "
                          "faster and less exact (default off: float32)")
     arguments = parser.parse_args()
     check_published_flags(arguments)
+    if arguments.output_dir is None:
+        arguments.output_dir = arguments.from_results or "results/"
     return arguments
 
 
 @dataclass
 class Split:
-    """A split to score. ecg_ids: of its rows, or None where nothing tells them."""
+    """A split to score. records: columns of its table, or None where nothing tells which records these are."""
     name: str
     signals: np.ndarray                 # (records, 5000, leads)
-    labels: np.ndarray                  # (records,), of the benchmark (records, 4800, leads)
+    labels: np.ndarray                  # (records,), of the benchmark (records, 5000, leads)
     r_peaks: list
-    ecg_ids: np.ndarray | None
+    records: dict | None
 
 
 def load_split(arguments, name: str) -> Split:
@@ -60,122 +74,106 @@ def load_split(arguments, name: str) -> Split:
     signals = open_signals(arguments.data_path, name, arguments.dims)
     labels = open_labels(arguments.data_path, name, signals.shape if name == "benchmark" else signals.shape[:1])
     if name == "benchmark":
-        labels = crop_global(labels)
-        if not 0 < np.count_nonzero(labels) < labels.size:
+        marked, normal = (np.count_nonzero(crop_global(labels) == kind) for kind in (1, 0))
+        if not marked or not normal:
             raise UserError(f"{label_path(arguments.data_path, name)} marks none or all of the samples that are "
                             "scored, 100:4900; make it again, or remove the benchmark")
-    records = load_records(arguments.data_path, name, signals)
     return Split(name, signals, labels, load_r_peaks(arguments.data_path, name, signals),
-                 None if records is None else records["ecg_id"])
+                 load_records(arguments.data_path, name, signals))
 
 
-def load_model(arguments) -> tuple:
+def load_splits(arguments) -> dict:
+    """The splits to score by name: test, and what there is of val (fold 9) and benchmark. Raises UserError."""
+    wanted = ["test"] + ["val"] * arguments.fold9 + ["benchmark"]
+    with parallel.one_after_the_first():                            # R peaks are found once, if they have to be
+        splits = {name: load_split(arguments, name) for name in wanted
+                  if name == "test" or signal_path(arguments.data_path, name).exists()}
+    if "benchmark" not in splits:
+        print(f"localization is skipped: {arguments.data_path} holds no {SIGNAL_FILES['benchmark']}; put the authors' "
+              "two benchmark files there, or make them with preprocess.py --ludb_path.")
+    if arguments.fold9 and "val" not in splits:
+        print(f"operating points are skipped: {arguments.data_path} holds no {SIGNAL_FILES['val']}, fold 9, which "
+              "sets them; make it with preprocess.py.")
+    return splits
+
+
+def open_benchmark(arguments, split: Split) -> evaluation.Benchmark:
+    """The benchmark's truth, and what tells the phases of the beat and the diagnoses, where that is known."""
+    diagnoses = None
+    if split.records and "diagnoses" in split.records:
+        diagnoses = [split_diagnoses(text) for text in split.records["diagnoses"]]
+    leads = split.signals.shape[2]
+    names = LEAD_NAMES if leads == len(LEAD_NAMES) else tuple(f"lead {place + 1}" for place in range(leads))
+    details = load_details(arguments.data_path, "benchmark", split.signals) or {}
+    return evaluation.crop_benchmark(split.labels, details.get("phases"), diagnoses, names)
+
+
+def load_model(arguments, path) -> tuple:
     """The network to score (on the CPU), and what the report says of it. Raises UserError."""
     if not arguments.load_model:
         print("--load_model 0: an untrained network is scored; its numbers only show that the pipeline runs.")
         torch.manual_seed(arguments.seed)
-        return MCF(arguments.dims, arguments.hidden), {"path": None, "sha256": None, "epoch": None, "config": None}
-    model, facts = load_checkpoint(arguments.load_path)
+        return MCF(arguments.dims, arguments.hidden), {"path": None, "sha256": None, "epoch": None, "config": None,
+                                                       "history": []}
+    model, facts = load_checkpoint(path)
     for flag, held in (("dims", model.leads), ("hidden", model.hidden)):
         if getattr(arguments, flag) != held:
-            raise UserError(f"{arguments.load_path} was trained with --{flag} {held}, not {getattr(arguments, flag)}; "
+            raise UserError(f"{path} was trained with --{flag} {held}, not {getattr(arguments, flag)}; "
                             f"set --{flag} {held}, or name another checkpoint")
-    return model, {"path": str(arguments.load_path), "sha256": sha256_of(arguments.load_path),
-                   "epoch": facts.get("epoch"), "config": facts.get("config")}
+    return model, {"path": str(path), "sha256": sha256_of(path), "epoch": facts.get("epoch"),
+                   "config": facts.get("config"), "history": facts.get("history", [])}
 
 
-def score_protocol(model: MCF, protocol: str, test: Split, benchmark: Split | None, arguments, device) -> tuple:
-    """Run one protocol: (its entry of results.json, the records' scores, the benchmark's maps or None)."""
-    started = time.perf_counter()
-    detection = scoring.score_split(model, test.signals, test.r_peaks, protocol, arguments.mask_ratio, device, "test",
-                                    amp=arguments.amp)
-    entry = {"detection_auroc": scoring.detection_auroc(test.labels, detection.scores),
-             "localization_auroc_pooled": None, "localization_auroc_per_record": None,
-             "counts": {"records": len(test.labels), "normal": int(np.count_nonzero(test.labels == 0)),
-                        "abnormal": int(np.count_nonzero(test.labels == 1)),
-                        "without_r_peak": detection.without_r_peak, "without_valid_beat": detection.without_valid_beat,
-                        "benchmark_records": 0, "benchmark_records_with_both_classes": 0,
-                        "benchmark_without_valid_beat": 0},
-             "seconds": {"detection": round(time.perf_counter() - started, 2), "localization": None}}
-    if benchmark is None:
-        return entry, detection.scores, None
-    started = time.perf_counter()
-    localization = scoring.score_split(model, benchmark.signals, benchmark.r_peaks, protocol, arguments.mask_ratio,
-                                       device, "benchmark", with_maps=True, amp=arguments.amp)
-    auroc = scoring.localization_auroc(benchmark.labels, localization.maps)
-    entry["localization_auroc_pooled"], entry["localization_auroc_per_record"] = auroc["pooled"], auroc["per_record"]
-    entry["counts"].update(benchmark_records=len(benchmark.labels),
-                           benchmark_records_with_both_classes=auroc["records"],
-                           benchmark_without_valid_beat=localization.without_valid_beat)
-    entry["seconds"]["localization"] = round(time.perf_counter() - started, 2)
-    return entry, detection.scores, localization.maps
-
-
-def score_baselines(test: Split, benchmark: Split | None) -> dict:
-    """AUROCs of trivial scores on the same records: {"detection": {name: AUROC}, "localization": {name: {...}}}."""
-    found = {"detection": {name: scoring.detection_auroc(test.labels, scores)
-                           for name, scores in scoring.detection_baselines(test.signals).items()}}
+def score_protocol(model: MCF, protocol: str, splits: dict, arguments, device) -> tuple:
+    """Run one protocol: (scores of each split of records, maps of the benchmark or None, counts and seconds)."""
+    found, seconds = {}, {}
+    for name, split in splits.items():
+        started = time.perf_counter()
+        found[name] = scoring.score_split(model, split.signals, split.r_peaks, protocol, arguments.mask_ratio, device,
+                                          name, with_maps=name == "benchmark", amp=arguments.amp)
+        seconds[name] = round(time.perf_counter() - started, 2)
+    labels, benchmark = splits["test"].labels, found.pop("benchmark", None)
+    counts = {"records": len(labels), "normal": int(np.count_nonzero(labels == 0)),
+              "abnormal": int(np.count_nonzero(labels == 1)), "without_r_peak": found["test"].without_r_peak,
+              "without_valid_beat": found["test"].without_valid_beat, "benchmark_records": 0,
+              "benchmark_records_with_both_classes": 0, "benchmark_without_valid_beat": 0}
     if benchmark:
-        maps = scoring.localization_baselines(benchmark.signals, benchmark.r_peaks)
-        found["localization"] = {name: scoring.localization_auroc(benchmark.labels, of_name)
-                                 for name, of_name in maps.items()}
-    return found
+        truth = crop_global(splits["benchmark"].labels)
+        counts.update(benchmark_records=len(truth), benchmark_without_valid_beat=benchmark.without_valid_beat,
+                      benchmark_records_with_both_classes=sum(bool((row == 1).any() and (row == 0).any())
+                                                              for row in truth))
+    timing = {"detection": seconds["test"], "fold9": seconds.get("val"), "localization": seconds.get("benchmark")}
+    return ([found[name].scores for name in found], benchmark and benchmark.maps,
+            {"counts": counts, "seconds": timing})
 
 
-def print_table(entries: dict, baselines: dict):
-    """Print the AUROCs, a row a protocol and a row a trivial baseline, and what to know of the records behind them."""
-    def line(name, detection, pooled, per_record, seconds):
-        numbers = [f"{value:.4f}" if value is not None else "-" for value in (detection, pooled, per_record)]
-        print(f"{name:<32}{numbers[0]:>12}{numbers[1]:>24}{numbers[2]:>28}{seconds:>10}")
-
-    print(f"\n{'AUROC':<32}{'detection':>12}{'localization, pooled':>24}{'localization, per record':>28}"
-          f"{'seconds':>10}")
-    for protocol, entry in entries.items():
-        line(protocol, entry["detection_auroc"], entry["localization_auroc_pooled"],
-             entry["localization_auroc_per_record"], f"{sum(filter(None, entry['seconds'].values())):.1f}")
-    for name, auroc in baselines["detection"].items():
-        line(f"trivial: {name}", auroc, None, None, "")
-    for name, auroc in baselines.get("localization", {}).items():
-        line(f"trivial: {name}", None, auroc["pooled"], auroc["per_record"], "")
-    counts = next(iter(entries.values()))["counts"]
-    print(f"detection: {counts['records']} records, {counts['normal']} normal and {counts['abnormal']} abnormal; "
-          f"{counts['without_valid_beat']} without a valid beat are scored on evenly spaced windows")
-    if counts["benchmark_records"]:
-        print(f"localization: {counts['benchmark_records']} records, "
-              f"{counts['benchmark_records_with_both_classes']} of them with points of both kinds; "
-              f"{counts['benchmark_without_valid_beat']} without a valid beat")
+def score_baselines(arguments, splits: dict) -> dict:
+    """The columns of the trivial scores, {name: one array a split of records}."""
+    of_records = [split for split in splits.values() if split.name != "benchmark"]
+    found = [baselines.detection_baselines(split.signals, split.r_peaks) for split in of_records]
+    columns = {name: [part[name] for part in found] for name in found[0]}
+    fitted = fit_median_beats(arguments)
+    if fitted is not None:
+        columns[baselines.MEDIAN_BEAT] = [baselines.score_median_beats(fitted, split.signals, split.r_peaks)
+                                          for split in of_records]
+    return {evaluation.TRIVIAL + name: parts for name, parts in columns.items()}
 
 
-def print_checkpoint(checkpoint: dict):
-    """Say how the weights came about: the protocol's name in the table covers the scoring alone."""
-    config = checkpoint["config"]
-    if checkpoint["path"] is None:
-        print("weights: none, the network is untrained")
-        return
-    if config is None:
-        print("the weights do not say on which records they were trained, nor how their epoch was chosen")
-        return
-    optimistic = {"test": ", the test set: optimistic", "last": ""}.get(config["select"], ", fold 9")
-    print(f"weights: trained under {config['protocol']}, epoch {checkpoint['epoch']} of {config['epochs']}, "
-          f"chosen by {config['select']}{optimistic}")
-
-
-def scores_table(test: Split, scores: dict) -> bytes:
-    """detection_scores.csv: ecg_id (empty where unknown), label, and a column a protocol, in the order of the array."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["ecg_id", "label", *scores])
-    ecg_ids = [""] * len(test.labels) if test.ecg_ids is None else test.ecg_ids.tolist()
-    writer.writerows(zip(ecg_ids, test.labels.astype(int).tolist(), *(found.tolist() for found in scores.values())))
-    return text.getvalue().encode()
-
-
-def write_report(output: Path, results: dict, maps: dict, scores: bytes):
-    """Write detection_scores.csv, the maps, and results.json last, each atomically."""
-    write_atomically(output / "detection_scores.csv", lambda file: file.write(scores))
-    for protocol, found in maps.items():
-        write_atomically(output / f"localization_maps_{protocol}.npy", lambda file: np.save(file, found))
-    save_json(output / "results.json", results)
+def fit_median_beats(arguments):
+    """The median beat baseline, fitted to the normals of folds 1-8; None, with a word why, where that cannot be."""
+    reason = f"no {SIGNAL_FILES['train']}"
+    if signal_path(arguments.data_path, "train").exists():
+        normals = open_signals(arguments.data_path, "train", arguments.dims)
+        scale = load_details(arguments.data_path, "train", normals)
+        records = load_records(arguments.data_path, "train", normals)
+        rows = np.arange(len(normals)) if records is None else np.flatnonzero(records["fold"] != VALIDATION_FOLD)
+        if scale is not None and len(rows) > baselines.COMPONENTS:
+            return baselines.fit_median_beats(normals, scale, load_r_peaks(arguments.data_path, "train", normals), rows)
+        reason = (f"no {details_path('', 'train')}, their scale in mV," if scale is None else
+                  f"too few records in {SIGNAL_FILES['train']}")
+    print(f"the baseline '{baselines.MEDIAN_BEAT}' is skipped: {reason} in {arguments.data_path}; make the arrays with "
+          "preprocess.py.")
+    return None
 
 
 def describe_data(data_path, splits: list) -> dict:
@@ -190,45 +188,112 @@ def describe_data(data_path, splits: list) -> dict:
                        for split in splits}}
 
 
-def report(arguments, test: Split, benchmark: Split | None, entries: dict, scores: dict, maps: dict, about: dict):
-    """Write all files and print the table."""
-    baselines = score_baselines(test, benchmark)
-    write_report(Path(arguments.output_dir), {**entries, "baselines": baselines, "maps": sorted(maps), **about}, maps,
-                 scores_table(test, scores))
-    print_table(entries, baselines)
-    print_checkpoint(about["checkpoint"])
-    if about["data"] and about["data"]["source"]["data_set"] == "simulated":
-        print("data: simulated ECGs; these numbers say nothing about patients")
-    print(f"written to {arguments.output_dir}")
+def score_checkpoint(arguments, loaded: tuple, splits: dict, trivial: dict, about: dict, device) -> dict | None:
+    """Score what load_model gave, report into arguments.output_dir; returns the entries (the first process alone)."""
+    model, checkpoint = loaded
+    model.to(device).eval()
+    entries, columns, maps = {}, {}, {}
+    for protocol in scoring.PROTOCOLS if arguments.protocol == "both" else (arguments.protocol,):
+        columns[protocol], found, entries[protocol] = score_protocol(model, protocol, splits, arguments, device)
+        if found is not None:
+            maps[protocol] = found
+    if parallel.RANK:
+        return None
+    table = report.detection_table([split for split in splits.values() if split.name != "benchmark"],
+                                   {**columns, **trivial})
+    return make_report(arguments, table, entries, splits.get("benchmark"), maps, {**about, "checkpoint": checkpoint},
+                       lambda rows: restore_examples(model, splits["benchmark"], rows, list(maps)[-1], arguments,
+                                                     device))
+
+
+def restore_examples(model: MCF, split: Split, rows: list, protocol: str, arguments, device) -> np.ndarray:
+    """The rows of the benchmark that are drawn, as the network restores them: (rows, 4800, leads)."""
+    signals = read_rows(split.signals, np.array(rows), SIGNAL_FILES[split.name])
+    if protocol == "clean":
+        signals = normalize_records(torch.from_numpy(signals)).numpy()
+    return scoring.restore_records(model, signals, [split.r_peaks[row] for row in rows], protocol,
+                                   arguments.mask_ratio, device)
+
+
+def make_report(arguments, table: dict, entries: dict, split: Split | None, maps: dict, about: dict, restore) -> dict:
+    """Evaluate, print, write and draw, from fresh scores or saved ones; returns the entries of results.json.
+
+    entries: {protocol: its counts and seconds}; maps: {protocol: (records, 4800, leads)}; restore: a function from
+    the rows to draw to their restored signals, or examples of an earlier report, or None.
+    """
+    benchmark = open_benchmark(arguments, split) if maps else None
+    rivals = baselines.localization_baselines(split.signals, split.r_peaks) if maps else {}
+    found, of_baselines = evaluation.evaluate(table, list(entries), benchmark, maps, rivals)
+    entries = {protocol: {**found[protocol], **facts} for protocol, facts in entries.items()}
+    examples, output = restore, Path(arguments.output_dir)
+    if callable(restore):
+        examples = None
+        if maps and (arguments.save_maps or arguments.figures):
+            rows = evaluation.choose_examples(benchmark, list(maps.values())[-1])
+            examples = {"protocol": list(maps)[-1], "rows": rows, "restored": restore([row for row, *_ in rows])}
+    saved = maps if arguments.save_maps else {}
+    report.write_report(output, {**entries, "baselines": of_baselines, "maps": sorted(saved), **about}, table, saved,
+                        examples)
+    report.print_report(entries, of_baselines, about)
+    if arguments.figures:
+        report.draw_report(output, table, entries, about["checkpoint"]["history"])
+        if examples:
+            scale = load_details(arguments.data_path, "benchmark", split.signals)
+            report.draw_examples(output, benchmark, split.signals, scale, maps, examples)
+    print(f"written to {output}")
+    return entries
+
+
+def report_again(arguments):
+    """--from_results: the report of saved scores, as it would be made today. Raises UserError."""
+    results, table = report.read_results(arguments.from_results), report.read_table(arguments.from_results)
+    protocols = [name for name in scoring.PROTOCOLS if name in results and name in table]
+    if not protocols or any("counts" not in results[name] for name in protocols) or "checkpoint" not in results:
+        raise UserError(f"{arguments.from_results} does not hold the report of one checkpoint; name a folder that "
+                        "test.py wrote with --from_results")
+    split, maps = None, {}
+    if results["arrays"].get("benchmark"):
+        if not results["maps"]:
+            raise UserError(f"{arguments.from_results} keeps no localization maps; score the checkpoint again with "
+                            "--save_maps 1")
+        split = load_split(arguments, "benchmark")
+        if fingerprint(split.signals) != results["arrays"]["benchmark"]["fingerprint"]:
+            raise UserError(f"the benchmark in {arguments.data_path} is not the one that {arguments.from_results} was "
+                            "scored on; name its folder with --data_path")
+        maps = report.read_maps(arguments.from_results, protocols, crop_global(split.signals).shape)
+        arguments.save_maps = 1
+    known = (*protocols, "baselines", "maps")
+    make_report(arguments, table, {name: {part: results[name][part] for part in ("counts", "seconds")}
+                                   for name in protocols}, split, maps,
+                {name: value for name, value in results.items() if name not in known},
+                report.read_examples(arguments.from_results))
 
 
 def main():
     git_commit()
     arguments = parse_arguments()
+    require_writable(arguments.output_dir)
+    if arguments.from_results:
+        return report_again(arguments)
     device = choose_device(arguments.device)
     parallel.start(device)
-    require_writable(arguments.output_dir)
-    model, checkpoint = load_model(arguments)
-    model.to(device).eval()
-    with parallel.one_after_the_first():                            # R peaks are found once, if they have to be
-        test, benchmark = load_split(arguments, "test"), None
-        if signal_path(arguments.data_path, "benchmark").exists():
-            benchmark = load_split(arguments, "benchmark")
-    if benchmark is None:
-        print(f"localization is skipped: {arguments.data_path} holds no {SIGNAL_FILES['benchmark']}; put the authors' "
-              "two benchmark files there, or make them with preprocess.py --benchmark_truth.")
-    about = {"checkpoint": checkpoint, "mask_ratio": arguments.mask_ratio,
-             **describe_data(arguments.data_path, [test] + [benchmark] * (benchmark is not None)),
+    loaded = [load_model(arguments, path) for path in arguments.load_path]
+    splits = load_splits(arguments)
+    trivial = score_baselines(arguments, splits) if parallel.RANK == 0 else {}
+    about = {"mask_ratio": arguments.mask_ratio, **describe_data(arguments.data_path, list(splits.values())),
              "versions": versions(), "device": str(device), "amp": arguments.amp, "processes": parallel.PROCESSES,
              "commit": git_commit()}
-    entries, scores, maps = {}, {}, {}
-    for protocol in scoring.PROTOCOLS if arguments.protocol == "both" else (arguments.protocol,):
-        entries[protocol], scores[protocol], found = score_protocol(model, protocol, test, benchmark, arguments, device)
-        if arguments.save_maps and found is not None:
-            maps[protocol] = found
-    if parallel.RANK == 0:
-        report(arguments, test, benchmark, entries, scores, maps, about)
+    runs, output = {}, Path(arguments.output_dir)
+    for number, (path, one) in enumerate(zip(arguments.load_path, loaded), 1):
+        if len(loaded) > 1:
+            arguments.output_dir = output / f"{number}-{Path(path).stem}"
+            print(f"\n{path}")
+        runs[str(arguments.output_dir)] = score_checkpoint(arguments, one, splits, trivial, about, device)
+    if len(runs) > 1 and parallel.RANK == 0:
+        report.print_average(averaged := evaluation.average_runs(list(runs.values())), len(runs))
+        save_json(output / report.RESULTS_FILE, {"runs": list(runs), "mean": averaged, **about})
     parallel.stop()
+    return None
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ class Run:
         if parallel.RANK or not self.arguments.save_model:
             return
         facts = {"config": self.config, "epoch": row["epoch"], "metrics": row, "git_commit": git_commit(),
-                 "versions": versions()}
+                 "versions": versions(), "history": self.history}
         if selected:
             save_checkpoint(self.path, model, **facts)
         table = io.StringIO()
@@ -219,7 +219,7 @@ class Run:
         writer.writeheader()
         writer.writerows(self.history)
         write_atomically(self.path.with_name("history.csv"), lambda file: file.write(table.getvalue().encode()))
-        save_checkpoint(self.last_path, model, **facts, history=self.history, best=self.best,
+        save_checkpoint(self.last_path, model, **facts, best=self.best,
                         optimizer_state_dict=optimizer.state_dict())
 
 

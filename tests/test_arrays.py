@@ -134,6 +134,58 @@ def test_good_labels_are_opened(tmp_path, dtype):
     assert np.array_equal(arrays.open_labels(tmp_path, "benchmark", points.shape), points)
 
 
+def test_only_the_benchmark_excludes_points(tmp_path):
+    """A point without a truth is neither normal nor abnormal; a record's label always is, and both kinds must be."""
+    points = np.zeros((2, 5000, 12), np.uint8)
+    points[0, :100], points[1, 100:200, 3] = arrays.EXCLUDED, 1
+    np.save(tmp_path / "benchmark_label.npy", points)
+    assert np.array_equal(arrays.open_labels(tmp_path, "benchmark", points.shape), points)
+    np.save(tmp_path / "label.npy", np.array([0, 1, arrays.EXCLUDED], np.uint8))
+    with pytest.raises(UserError, match="expected 0"):
+        arrays.open_labels(tmp_path, "test", (3,))
+    for kept in (0, 1):                     # one kind and excluded points
+        np.save(tmp_path / "benchmark_label.npy", np.where(points == kept, kept, arrays.EXCLUDED))
+        with pytest.raises(UserError, match="both"):
+            arrays.open_labels(tmp_path, "benchmark", points.shape)
+
+
+# ---- the benchmark's truth
+
+def write_truth(folder, signal, phases):
+    with open(arrays.details_path(folder, "benchmark"), "wb") as file:
+        arrays.pack_details(file, list(signal.min(axis=1)), list(signal.max(axis=1)), phases,
+                            arrays.fingerprint(signal))
+
+
+@pytest.mark.parametrize("delineated", [True, False])
+def test_truth_belongs_to_its_signals(tmp_path, delineated):
+    """Phases and bounds are given for the signals they were written for, not for the authors' in their place."""
+    signal = make_signals()
+    assert arrays.load_details(tmp_path, "benchmark", signal) is None
+    phases = np.random.default_rng(0).integers(0, 7, signal.shape).astype(np.uint8)
+    write_truth(tmp_path, signal, list(phases) if delineated else [])
+    truth = arrays.load_details(tmp_path, "benchmark", signal)
+    assert np.array_equal(truth["phases"], phases) if delineated else truth["phases"] is None
+    assert np.array_equal(truth["low"], signal.min(axis=1)) and np.array_equal(truth["high"], signal.max(axis=1))
+    assert truth["low"].dtype == truth["high"].dtype == np.float32
+    assert arrays.load_details(tmp_path, "benchmark", signal[::-1]) is None
+
+
+@pytest.mark.parametrize("damage", [
+    lambda old: b"", lambda old: old[:len(old) // 2], lambda old: npz(fingerprint=arrays.fingerprint(make_signals())),
+    lambda old: npz(fingerprint=arrays.fingerprint(make_signals()), low=np.zeros((3, 12)), high=np.zeros((4, 12))),
+    lambda old: npz(fingerprint=arrays.fingerprint(make_signals()), low=np.zeros((4, 12)), high=np.zeros((4, 12)),
+                    phases=np.zeros((4, 4800, 12)))])
+def test_damaged_truth_is_refused_by_name(tmp_path, damage):
+    """Unlike R peaks, a truth cannot be made from the arrays: what is damaged is said, not left out."""
+    signal, path = make_signals(), arrays.details_path(tmp_path, "benchmark")
+    write_truth(tmp_path, signal, [])
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError) as caught:
+        arrays.load_details(tmp_path, "benchmark", signal)
+    check_message(caught, path)
+
+
 # ---- read_rows
 
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4"])

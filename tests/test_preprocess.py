@@ -156,6 +156,16 @@ def test_labels_and_r_peaks_stand_beside_the_rows(prepared, monkeypatch, split):
         assert np.array_equal(found, signals.find_r_peaks(row[:, 1])) and (len(found) > 5 or ecg_id == FLAT)
 
 
+def test_normalisation_of_the_training_set_can_be_undone(prepared):
+    """Beside train.npy stand the mV that became -1 and 1 in each lead; a flat lead has both equal."""
+    stored = load(prepared[0], "train")
+    details = arrays.load_details(prepared[0], "train", stored)
+    assert details["phases"] is None and arrays.load_details(prepared[0], "train", stored[::-1]) is None
+    for row, (ecg_id, *_), low, high in zip(stored, wanted("train"), details["low"], details["high"]):
+        restored = (row + 1) / 2 * (high - low) + low
+        np.testing.assert_allclose(restored, expected_row(ecg_id, "val"), atol=1e-5)
+
+
 def check_audit(stdout, data_path, missing=(), lost=()):
     """The audit in manifest.json and the one printed equal a count by hand."""
     titles = {"train": "train, folds 1-8", "val": "val, fold 9", "test": "test, fold 10", "all": "all"}
@@ -277,6 +287,11 @@ def test_benchmark_holds_the_marked_records_of_fold_10(ptbxl, tmp_path):
     np.testing.assert_allclose(stored, [expected_row(ecg_id, "benchmark") for ecg_id in (37, 97)], atol=1e-5)
     assert np.array_equal(arrays.open_labels(data_path, "benchmark", stored.shape), [points[37], points[97]])
     assert arrays.load_records(data_path, "benchmark", stored)["ecg_id"].tolist() == [37, 97]
+    truth = arrays.load_details(data_path, "benchmark", stored)
+    millivolts = [expected_row(ecg_id, "test") for ecg_id in (37, 97)]
+    assert truth["phases"] is None and arrays.load_manifest(data_path)["benchmark"]["data_set"] == "PTB-XL"
+    np.testing.assert_allclose(truth["low"], np.min(millivolts, axis=1), atol=1e-5)
+    np.testing.assert_allclose(truth["high"], np.max(millivolts, axis=1), atol=1e-5)
 
 
 @pytest.mark.parametrize("name, earlier", [("SIGINT", 0), ("SIGTERM", 0), ("SIGKILL", 0), ("SIGKILL", 1)])

@@ -10,6 +10,7 @@ from conftest import run_script
 from sklearn.metrics import roc_auc_score
 
 TEST_LINE = ("--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt")
+TRIVIAL = ("largest amplitude", "mean |slope|", "heart rate", "RR irregularity", "median beat, PCA")
 TRAIN_LINE = ("--data_path", "./data/", "--save_model", "1", "--save_path", "./ckpt/mymodel_new.pt")
 
 
@@ -44,8 +45,12 @@ def test_report_is_complete_and_consistent(workplace):
     results = json.loads((workplace / "results" / "results.json").read_text())
     scores = pd.read_csv(workplace / "results" / "detection_scores.csv")
     truth = np.load(workplace / "data" / "benchmark_label.npy")[:, 100:4900]
-    assert list(scores.columns) == ["ecg_id", "label", "paper", "clean"]
-    assert scores["label"].tolist() == np.load(workplace / "data" / "label.npy").tolist()
+    assert list(scores.columns) == ["split", "ecg_id", "label", "superclasses", "statements", "paper", "clean",
+                                    *("trivial: " + name for name in TRIVIAL)]
+    assert scores["label"].tolist() == [*np.load(workplace / "data" / "label.npy"),
+                                        *np.load(workplace / "data" / "val_label.npy")]
+    fold9, scores = scores[scores["split"] == "val"], scores[scores["split"] == "test"]
+    assert fold9["ecg_id"].tolist() == pd.read_csv(workplace / "data" / "val_records.csv")["ecg_id"].tolist()
     assert scores["ecg_id"].tolist() == pd.read_csv(workplace / "data" / "test_records.csv")["ecg_id"].tolist()
     for protocol in ("paper", "clean"):
         entry = results[protocol]
@@ -57,10 +62,15 @@ def test_report_is_complete_and_consistent(workplace):
         assert entry["localization_auroc_per_record"] == pytest.approx(np.mean(per_record))
         assert entry["counts"]["records"] == len(scores) and entry["seconds"]["detection"] > 0
         assert f"{protocol}" in finished.stdout and f"{entry['detection_auroc']:.4f}" in finished.stdout
+        assert entry["detection"]["operating_points"]["youden"]["threshold"] in fold9[protocol].tolist()
+        for estimate in (entry["detection"]["auroc"], entry["localization"]["pooled"]["average_precision"],
+                         entry["localization"]["by_lead"]["aVF"], entry["detection"]["by_superclass"]["CD"]["auroc"]):
+            assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
     assert len(results["checkpoint"]["sha256"]) == 64 and results["device"] and results["versions"]["torch"]
-    for name, auroc in results["baselines"]["localization"].items():
-        assert 0 < auroc["pooled"] < 1 and f"{auroc['per_record']:.4f}" in finished.stdout, name
-    assert set(results["baselines"]["detection"]) == {"largest amplitude", "mean |slope|"}
+    for name, found in results["baselines"]["localization"].items():
+        assert f"{found['per_record']['auroc']['value']:.4f}" in finished.stdout, name
+    assert set(results["baselines"]["detection"]) == set(TRIVIAL)
+    assert "not a result" in finished.stdout                            # random weights do not beat an R peak
     assert results["data"]["audit"]["test"]["normal"] == int((scores["label"] == 0).sum())
 
 
@@ -82,7 +92,9 @@ def test_one_protocol(authors_workplace):
     """--protocol paper scores that protocol alone, and only its column is written."""
     finished = run_script("test.py", *TEST_LINE, "--protocol", "paper", "--output_dir", "out", cwd=authors_workplace)
     assert finished.returncode == 0, finished.stderr
-    assert list(pd.read_csv(authors_workplace / "out" / "detection_scores.csv")) == ["ecg_id", "label", "paper"]
+    columns = list(pd.read_csv(authors_workplace / "out" / "detection_scores.csv"))
+    assert "paper" in columns and "clean" not in columns and "trivial: median beat, PCA" not in columns
+    assert "operating points are skipped" in finished.stdout and "median beat, PCA' is skipped" in finished.stdout
     assert "clean" not in json.loads((authors_workplace / "out" / "results.json").read_text())
 
 
@@ -93,7 +105,8 @@ def test_exchanged_arrays_do_not_inherit_provenance(workplace):
     finished = run_script("test.py", *TEST_LINE, "--protocol", "paper", cwd=workplace)
     assert finished.returncode == 0 and "does not describe" in finished.stdout
     assert json.loads((workplace / "results" / "results.json").read_text())["data"] is None
-    assert pd.read_csv(workplace / "results" / "detection_scores.csv")["ecg_id"].isna().all()
+    scores = pd.read_csv(workplace / "results" / "detection_scores.csv")
+    assert scores.loc[scores["split"] == "test", "ecg_id"].isna().all()
 
 
 def test_benchmark_marked_outside_the_scored_samples(workplace):
@@ -152,3 +165,64 @@ def test_untrained_network_is_said_to_be_one(authors_workplace):
     """--load_model 0 scores an untrained network, as published, and says so."""
     finished = run_script("test.py", "--load_model", 0, "--protocol", "paper", cwd=authors_workplace)
     assert finished.returncode == 0 and "untrained" in finished.stdout
+
+
+def test_saved_scores_make_the_same_report(workplace):
+    """--from_results needs no checkpoint: tables, numbers and figures come out as they were."""
+    finished = run_script("test.py", *TEST_LINE, "--save_maps", 1, "--figures", 1, cwd=workplace)
+    assert finished.returncode == 0, finished.stderr
+    first = {path.name: path.read_bytes() for path in (workplace / "results").iterdir()}
+    figures = {f"{name}.{kind}" for kind in ("png", "pdf") for name in (
+        "detection_curves", "score_histograms", "auroc_by_superclass", "auroc_by_lead", "localization_all_best",
+        "localization_all_median", "localization_all_worst")}
+    assert figures < set(first) and "localization, pooled" in finished.stdout
+    shutil.rmtree(workplace / "ckpt")
+    again = run_script("test.py", "--from_results", "results", "--figures", 1, "--output_dir", "again",
+                       cwd=workplace)
+    assert again.returncode == 0, again.stderr
+    printed = [text.split("AUROC", 1)[1] for text in (finished.stdout, again.stdout)]
+    assert printed[0].replace("to results\n", "to again\n") == printed[1]
+    second = {path.name: path.read_bytes() for path in (workplace / "again").iterdir()}
+    assert second == first
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda folder: (folder / "results" / "detection_scores.csv").write_text("split\n"), "detection_scores.csv"),
+    (lambda folder: (folder / "results" / "results.json").write_text("{"), "results.json"),
+    (lambda folder: (folder / "results" / "results.json").write_text("{}"), "results"),
+    (lambda folder: break_array(folder / "results" / "localization_maps_paper.npy", lambda a: a[:2]), "maps_paper.npy"),
+    (lambda folder: break_array(folder / "data" / "benchmark_data.npy", lambda a: a[::-1]), "benchmark"),
+    (lambda folder: shutil.rmtree(folder / "results"), "results")])
+def test_damaged_results_are_refused(workplace, scored, damage, message):
+    """What --from_results cannot read, or was scored on another benchmark, ends in one sentence that names it."""
+    shutil.copytree(scored, workplace / "results")
+    damage(workplace)
+    finished = run_script("test.py", "--from_results", "results", "--output_dir", "again", cwd=workplace)
+    assert finished.returncode == 2 and "Traceback" not in finished.stderr and message in finished.stderr
+    assert not (workplace / "again").exists()
+
+
+@pytest.fixture(scope="module")
+def scored(simulated, published_state, tmp_path_factory):
+    """The report of one protocol with its maps, on the simulated arrays."""
+    folder = tmp_path_factory.mktemp("scored")
+    torch.save({"model_state_dict": published_state}, folder / "model.pt")
+    finished = run_script("test.py", "--data_path", simulated, "--load_path", folder / "model.pt", "--protocol",
+                          "paper", "--save_maps", 1, "--fold9", 0, "--output_dir", folder / "results")
+    assert finished.returncode == 0, finished.stderr
+    return folder / "results"
+
+
+def test_several_checkpoints(authors_workplace, published_state):
+    """Each checkpoint gets a report of its own; the mean and standard deviation are written and printed."""
+    state = {name: value * 1.1 if name.startswith("attn") else value for name, value in published_state.items()}
+    torch.save({"model_state_dict": state}, authors_workplace / "ckpt" / "other.pt")
+    finished = run_script("test.py", "--load_path", "ckpt/mymodel.pt", "ckpt/other.pt", "--protocol", "clean",
+                          cwd=authors_workplace)
+    assert finished.returncode == 0, finished.stderr
+    runs = [json.loads((authors_workplace / "results" / name / "results.json").read_text())["clean"]["detection_auroc"]
+            for name in ("1-mymodel", "2-other")]
+    summary = json.loads((authors_workplace / "results" / "results.json").read_text())
+    found = summary["mean"]["clean"]["detection_auroc"]
+    assert found == {"mean": pytest.approx(np.mean(runs)), "sd": pytest.approx(np.std(runs, ddof=1))}
+    assert f"{found['mean']:.4f} ± {found['sd']:.4f}" in finished.stdout

@@ -117,33 +117,8 @@ def test_unsound_weights_are_named(simulated):
         scoring.score_split(network, signals, [np.array([2000])], "clean", 30, CPU, "test")
 
 
-def test_trivial_baselines():
-    """The baselines are what their names say: high at the R peak, where the lead is steep, where it is far off."""
-    record = np.zeros((1, 5000, 2), np.float32)
-    record[0, 2000:2200, 0] = 1
-    found = scoring.localization_baselines(record, [np.array([2500])])
-    assert all(maps.shape == (1, 4800, 2) for maps in found.values())
-    assert found["nearness to an R peak"][0, :, 1].argmax() == 2400
-    assert abs(found["|slope|"][0, :1950, 0].argmax() - 1900) <= 1
-    assert found["|amplitude|"][0, 2000, 0] > 0.9 and found["|amplitude|"][0, 1000, 0] < 1e-6
-    detection = scoring.detection_baselines(record * 3)
-    assert detection["largest amplitude"] == 3 and detection["mean |slope|"] == pytest.approx(6 / (4999 * 2))
-
-
 def test_auroc_polarity():
     """A higher score means more anomalous: perfect scores give 1, reversed ones 0."""
     labels = np.array([0, 0, 1, 1])
     assert scoring.detection_auroc(labels, np.array([0.1, 0.2, 0.3, 0.4])) == 1
     assert scoring.detection_auroc(labels, np.array([0.4, 0.3, 0.2, 0.1])) == 0
-
-
-def test_localization_auroc_pooled_and_per_record():
-    """Pooled mixes finding the record with finding the place; per record does not, and skips one-sided records."""
-    labels = np.zeros((3, 10, 2), int)
-    labels[0, :3], labels[1, 5:] = 1, 1                                     # the third has no anomalous point
-    maps = labels.astype(float)
-    maps[1] = 10 * (1 - labels[1])                                          # wrong in place, and loud
-    found = scoring.localization_auroc(labels, maps)
-    assert found["per_record"] == 0.5 and found["records"] == 2
-    pairs = [(a > b) + 0.5 * (a == b) for a in maps[labels == 1] for b in maps[labels == 0]]
-    assert abs(found["pooled"] - np.mean(pairs)) < 1e-12

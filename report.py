@@ -1,0 +1,248 @@
+"""From scores to the report: results.json, detection_scores.csv, localization maps, the printed table.
+
+Everything here comes from the scores and the truth, never from the model, so that saved scores make the same report
+again (test.py --from_results). The numbers are evaluation.py's, the drawing is figures.py's.
+"""
+import csv
+import functools
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+
+import figures
+import metrics
+from arrays import EXCLUDED, load_npy
+from baselines import MEDIAN_BEAT
+from dataloader import crop_global
+from evaluation import TRIVIAL, Benchmark, headline_estimates
+from utils import UserError, save_json, write_atomically
+
+SCORES_FILE, RESULTS_FILE, EXAMPLES_FILE = "detection_scores.csv", "results.json", "examples.npz"
+FACTS = {"split": str, "ecg_id": str, "label": int, "superclasses": str, "statements": str}  # columns beside the scores
+HEADLINES = {"detection": "detection", "localization_pooled": "localization, pooled",
+             "localization_per_record": "loc., per record", "localization_phase_matched": "loc., phase-matched"}
+
+
+def maps_path(folder, protocol: str) -> Path:
+    """Where the localization maps of a protocol are kept, (records, 4800, leads) float32."""
+    return Path(folder) / f"localization_maps_{protocol}.npy"
+
+
+def detection_table(splits: list, scores: dict) -> dict:
+    """The columns of detection_scores.csv: FACTS of every record of the splits, then a column a score.
+
+    splits: each with name, labels (N,) and records (columns of its table, or None); scores: {column: list of (N,)}.
+    """
+    table = {name: [] for name in FACTS}
+    for split in splits:
+        known, unknown = split.records or {}, [""] * len(split.labels)
+        table["split"] += [split.name] * len(split.labels)
+        table["label"] += split.labels.astype(int).tolist()
+        for name in ("ecg_id", "superclasses", "statements"):
+            table[name] += [str(value) for value in known.get(name, unknown)]
+    return {**{name: np.array(column) for name, column in table.items()},
+            **{name: np.concatenate(parts) for name, parts in scores.items()}}
+
+
+def pack_table(table: dict) -> bytes:
+    """detection_scores.csv: a row a record, the first columns FACTS; scores in full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table)
+    writer.writerows(zip(*(column.tolist() for column in table.values())))
+    return text.getvalue().encode()
+
+
+def read_table(folder) -> dict:
+    """Read detection_scores.csv back. Raises UserError."""
+    path = Path(folder) / SCORES_FILE
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+        table = {name: np.array([FACTS.get(name, float)(row[name]) for row in rows]) for name in rows[0]}
+        scores = [column for name, column in table.items() if name not in FACTS]
+        if not set(FACTS) < set(table) or not all(np.isfinite(column).all() for column in scores):
+            raise ValueError("columns are missing, or scores not finite")
+        of_test = table["label"][table["split"] == "test"]
+        if set(of_test.tolist()) != {0, 1}:
+            raise ValueError("the test records are not normal and abnormal ones")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; name a folder that test.py wrote with --from_results") from None
+    except (OSError, ValueError, TypeError, KeyError, IndexError, csv.Error) as error:
+        raise UserError(f"{path} is not a readable table of scores ({str(error)[:80]}); make it again with test.py"
+                        ) from error
+    return table
+
+
+def read_results(folder) -> dict:
+    """Read results.json back. Raises UserError."""
+    path = Path(folder) / RESULTS_FILE
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; name a folder that test.py wrote with --from_results") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not readable JSON ({str(error)[:80]}); make it again with test.py") from error
+
+
+def show(value: dict | None) -> str:
+    """An estimate as text."""
+    return f"{value['value']:.4f} [{value['low']:.3f}, {value['high']:.3f}]" if value else "-"
+
+
+def print_table(entries: dict, baselines: dict):
+    """Print the AUROCs with their intervals, a row a protocol and a trivial score, and which are not better."""
+    lines = {name: headline_estimates(entry["detection"], entry["localization"]) for name, entry in entries.items()}
+    trivial = {name: headline_estimates(found, None) for name, found in baselines["detection"].items()}
+    trivial |= {name: headline_estimates(None, found) for name, found in baselines.get("localization", {}).items()}
+    print(f"\n{'AUROC [95 % interval]':<32}" + "".join(f"{title:>24}" for title in HEADLINES.values()))
+    for name, values in {**lines, **{f"{TRIVIAL}{name}": values for name, values in trivial.items()}}.items():
+        print(f"{name:<32}" + "".join(f"{show(values[number]):>24}" for number in HEADLINES))
+    for name, values in lines.items():
+        for number, title in HEADLINES.items():
+            beaten_by = [f"{other} ({found[number]['value']:.4f})" for other, found in trivial.items()
+                         if values[number] and found[number] and found[number]["value"] >= values[number]["value"]]
+            if beaten_by:
+                print(f"not a result: {title} under {name} does not beat {', '.join(beaten_by)}")
+
+
+def print_details(entries: dict):
+    """Print what stands behind the headline: operating points, superclasses, phases, diagnoses."""
+    for protocol, entry in entries.items():
+        detection, localization = entry["detection"], entry["localization"] or {}
+        for name, point in (detection["operating_points"] or {}).items():
+            print(f"{protocol}, {name.replace('_', ' ')} on fold 9: " + ", ".join(
+                f"{measure} {show(point[measure])}" for measure in ("sensitivity", "specificity", "precision", "f1")))
+        parts = [(detection["by_superclass"], "superclass"), (localization.get("by_diagnosis", {}), "diagnosis")]
+        for groups, kind in parts:
+            for name, found in groups.items():
+                print(f"{protocol}, {kind} {name} ({found['records']} records): {show(found['auroc'])}")
+        for name, found in (localization.get("phase_matched") or {}).items():
+            print(f"{protocol}, within {name} points: {show(found)}")
+
+
+def print_counts(counts: dict):
+    """Say which records stand behind the numbers. counts: of one protocol's entry."""
+    print(f"detection: {counts['records']} records, {counts['normal']} normal and {counts['abnormal']} abnormal; "
+          f"{counts['without_valid_beat']} without a valid beat are scored on evenly spaced windows")
+    if counts["benchmark_records"]:
+        print(f"localization: {counts['benchmark_records']} records, "
+              f"{counts['benchmark_records_with_both_classes']} of them with points of both kinds; "
+              f"{counts['benchmark_without_valid_beat']} without a valid beat")
+
+
+def print_checkpoint(checkpoint: dict):
+    """Say how the weights came about: the protocol's name in the table covers the scoring alone."""
+    config = checkpoint["config"]
+    if checkpoint["path"] is None:
+        print("weights: none, the network is untrained")
+        return
+    if config is None:
+        print("the weights do not say on which records they were trained, nor how their epoch was chosen")
+        return
+    optimistic = {"test": ", the test set: optimistic", "last": ""}.get(config["select"], ", fold 9")
+    print(f"weights: trained under {config['protocol']}, epoch {checkpoint['epoch']} of {config['epochs']}, "
+          f"chosen by {config['select']}{optimistic}")
+
+
+def print_report(entries: dict, baselines: dict, about: dict):
+    """Print the whole report. about: the facts of results.json beside the numbers."""
+    print_table(entries, baselines)
+    print_details(entries)
+    print_counts(next(iter(entries.values()))["counts"])
+    print_checkpoint(about["checkpoint"])
+    if about["data"] and about["data"]["source"]["data_set"] == "simulated":
+        print("data: simulated ECGs; these numbers say nothing about patients")
+
+
+def write_report(output: Path, results: dict, table: dict, maps: dict, examples: dict | None):
+    """Write detection_scores.csv, the maps, the restored examples, and results.json last, each atomically.
+
+    examples: {"protocol", "rows": of choose_examples, "restored": (n, 4800, leads)}, or None.
+    """
+    scores = pack_table(table)
+    write_atomically(output / SCORES_FILE, lambda file: file.write(scores))
+    for protocol, found in maps.items():
+        write_atomically(maps_path(output, protocol), functools.partial(np.save, arr=found))
+    if examples:
+        rows, names, titles = zip(*examples["rows"])
+        write_atomically(output / EXAMPLES_FILE, lambda file: np.savez_compressed(
+            file, protocol=examples["protocol"], rows=rows, names=names, titles=titles, restored=examples["restored"]))
+    save_json(output / RESULTS_FILE, results)
+
+
+def read_maps(folder, protocols: list, shape: tuple) -> dict:
+    """The saved localization maps {protocol: (records, 4800, leads)} that are there. Raises UserError."""
+    maps = {protocol: load_npy(maps_path(folder, protocol)) for protocol in protocols
+            if maps_path(folder, protocol).exists()}
+    for protocol, found in maps.items():
+        if found.shape != shape or found.dtype != np.float32 or not np.isfinite(found).all():
+            raise UserError(f"{maps_path(folder, protocol)} does not hold finite float32 maps of shape {shape}, as the "
+                            "benchmark asks for; score the checkpoint again with --save_maps 1")
+    return maps
+
+
+def read_examples(folder) -> dict | None:
+    """The restored examples that write_report kept, or None. Raises UserError."""
+    path = Path(folder) / EXAMPLES_FILE
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            rows = list(zip(stored["rows"].tolist(), stored["names"].tolist(), stored["titles"].tolist()))
+            return {"protocol": str(stored["protocol"]), "rows": rows, "restored": stored["restored"]}
+    except Exception as error:          # numpy and zipfile raise whatever a damaged file makes them trip over
+        raise UserError(f"{path} is not readable ({type(error).__name__}); delete it, or score the checkpoint again "
+                        "with --save_maps 1") from error
+
+
+def draw_report(output: Path, table: dict, entries: dict, history: list):
+    """Draw detection and learning curves. entries: {protocol: its numbers}; history: rows of history.csv."""
+    rows = table["split"] == "test"
+    labels, weights = table["label"][rows], metrics.draw_records(int(rows.sum()))
+    series = [*entries, *(name for name in table if name.endswith(MEDIAN_BEAT))]
+    curves = {name: {**metrics.curves(labels, table[name][rows], weights),
+                     **metrics.rank_records(labels, table[name][rows], weights)} for name in series}
+    figures.draw_detection_curves(curves, output, float(labels.mean()))
+    figures.draw_score_histograms(
+        {name: table[name][rows] for name in entries}, labels, output,
+        {name: {point: found["threshold"] for point, found in (entry["detection"]["operating_points"] or {}).items()}
+         for name, entry in entries.items()})
+    for kind, part, title in (("superclass", "detection", "Detection by superclass, against the normals"),
+                              ("statement", "detection", "Detection by SCP statement, against the normals"),
+                              ("diagnosis", "localization", "Localization by diagnosis"),
+                              ("lead", "localization", "Localization by lead")):
+        groups = {}
+        for protocol, entry in entries.items():
+            for name, found in ((entry[part] or {}).get(f"by_{kind}") or {}).items():
+                label = f"{found.get('title', name)} (n={found['records']})" if "records" in found else name
+                groups.setdefault(label, {})[protocol] = found.get("auroc", found)
+        if groups:
+            figures.draw_group_aurocs(groups, output, f"auroc_by_{kind}", title)
+    if history:
+        figures.draw_learning_curves(history, output)
+
+
+def draw_examples(output: Path, benchmark: Benchmark, signals: np.ndarray, scale: dict | None, maps: dict,
+                  examples: dict):
+    """Draw the restored examples. signals: the benchmark's (records, 5000, leads); scale: their mV, or None."""
+    for (row, name, title), restored in zip(examples["rows"], examples["restored"]):
+        signal = crop_global(signals[row:row + 1])[0]
+        if scale is not None:
+            low, high = scale["low"][row], scale["high"][row]
+            signal, restored = ((values + 1) / 2 * (high - low) + low for values in (signal, restored))
+        figures.draw_localization(figures.Example(
+            f"{title}, {examples['protocol']} protocol", "normalised" if scale is None else "mV",
+            benchmark.lead_names, signal, restored, np.where(benchmark.labels[row] <= 1, benchmark.labels[row],
+                                                             EXCLUDED).astype(np.uint8),
+            maps[examples["protocol"]][row]), output, f"localization_{name}")
+
+
+def print_average(averaged: dict, number: int):
+    """Print the mean and standard deviation over several checkpoints."""
+    print(f"\nmean ± standard deviation of {number} checkpoints")
+    for protocol, numbers in averaged.items():
+        print(f"{protocol:<8}" + ", ".join(f"{name.replace('_', ' ')} {value['mean']:.4f} ± {value['sd']:.4f}"
+                                           for name, value in numbers.items()))

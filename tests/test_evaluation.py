@@ -1,0 +1,98 @@
+"""evaluation.py: which records and points stand behind each number of the report."""
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import evaluation
+import ludb
+from report import detection_table
+
+
+@pytest.fixture
+def table():
+    """A table of 90 test records and 40 of fold 9, as test.py makes it."""
+    rng = np.random.default_rng(0)
+    splits, scores = [], []
+    for name, number in (("test", 90), ("val", 40)):
+        labels = (np.arange(number) % 3 > 0).astype(int)
+        classes = np.where(labels == 0, "NORM", np.where(np.arange(number) % 2, "MI", "CD HYP"))
+        statements = np.where(labels == 0, "NORM SR", np.where(np.arange(number) % 4, "IMI SR", "LAFB"))
+        splits.append(SimpleNamespace(name=name, labels=labels, records={
+            "ecg_id": np.arange(number), "superclasses": classes, "statements": statements}))
+        scores.append(rng.normal(labels, 1))
+    return detection_table(splits, {"clean": scores})
+
+
+def test_detection_groups(table):
+    """Superclasses and statements are held against all normals; statements with fewer than 20 records are left out."""
+    found = evaluation.evaluate_detection(table, "clean", groups=True)
+    rows = table["split"] == "test"
+    labels, scores, classes = (table[name][rows] for name in ("label", "clean", "superclasses"))
+    assert found["auroc"]["value"] == pytest.approx(roc_auc_score(labels, scores))
+    assert set(found["by_superclass"]) == {"MI", "CD", "HYP"} and set(found["by_statement"]) == {"IMI", "SR"}
+    chosen = (labels == 0) | (classes == "MI")
+    infarction = found["by_superclass"]["MI"]["auroc"]["value"]
+    assert infarction == pytest.approx(roc_auc_score(labels[chosen], scores[chosen]))
+    assert found["by_superclass"]["MI"]["records"] == (classes == "MI").sum()
+
+
+def test_operating_points_come_from_fold_9_alone(table):
+    """Other test scores move what is reported at a threshold, never the threshold; without fold 9 there is none."""
+    before = evaluation.evaluate_detection(table, "clean", groups=True)["operating_points"]
+    changed = {**table, "clean": np.where(table["split"] == "test", table["clean"] - 1, table["clean"])}
+    after = evaluation.evaluate_detection(changed, "clean", groups=True)["operating_points"]
+    for name in ("sensitivity_90", "youden"):
+        assert after[name]["threshold"] == before[name]["threshold"]
+        assert after[name]["sensitivity"]["value"] < before[name]["sensitivity"]["value"]
+    rows = table["split"] == "test"
+    alone = {name: column[rows] for name, column in table.items()}
+    assert evaluation.evaluate_detection(alone, "clean", groups=True)["operating_points"] is None
+
+
+@pytest.fixture
+def benchmark():
+    """Twelve records of 300 points in twelve leads: six with hypertrophy, three of these with a scar, six without."""
+    rng = np.random.default_rng(1)
+    phases = rng.integers(0, 7, (12, 300, 12)).astype(np.uint8)
+    diagnoses = [("Left ventricular hypertrophy.",) * (row < 6) + ("Scar formation: septal.",) * (row < 3)
+                 for row in range(12)]
+    labels = np.stack([ludb.mark(*pair) for pair in zip(phases, diagnoses)])
+    return evaluation.Benchmark(labels, phases, diagnoses, ("I", "II", "III") + ("x",) * 9)
+
+
+def test_localization_groups(benchmark):
+    """A diagnosis is judged on its records alone: the points that its rule marks, against those that no rule marks."""
+    maps = np.random.default_rng(2).normal(benchmark.labels == 1, 1).astype(np.float32)
+    found = evaluation.evaluate_localization(benchmark, maps, groups=True)
+    assert set(found["by_diagnosis"]) == {"ventricular_hypertrophy", "scar"}
+    assert [found["by_diagnosis"][key]["records"] for key in ("ventricular_hypertrophy", "scar")] == [6, 3]
+    scored = benchmark.labels[:6] <= 1
+    assert found["by_diagnosis"]["ventricular_hypertrophy"]["auroc"]["value"] == pytest.approx(
+        roc_auc_score(benchmark.labels[:6][scored], maps[:6][scored]), abs=2e-4)
+    septal = np.zeros((3, 300, 12), bool)
+    septal[:, :, [6, 7]] = benchmark.phases[:3, :, [6, 7]] == 1 + ludb.PHASES.index("QRS")
+    chosen = septal | (benchmark.labels[:3] == 0)
+    assert found["by_diagnosis"]["scar"]["auroc"]["value"] == pytest.approx(
+        roc_auc_score(septal[chosen], maps[:3][chosen]), abs=1e-3)
+    assert set(found["phase_matched"]) == {"P", "QRS", "ST", "T", "TP", "mean"}
+    assert found["phase_matched"]["P"] is None and found["phase_matched"]["QRS"] is not None    # QRS alone is marked
+    assert found["phase_matched"]["mean"]["value"] == found["phase_matched"]["QRS"]["value"]
+
+
+def test_examples_are_the_best_the_median_and_the_worst(benchmark):
+    """Each diagnosis shows three records, by their own AUROC, not only the flattering ones."""
+    quality = np.linspace(3, -3, 12)[:, None, None]
+    maps = (np.random.default_rng(2).normal(0, 1, benchmark.labels.shape) + quality * (benchmark.labels == 1))
+    chosen = {name: row for row, name, _ in evaluation.choose_examples(benchmark, maps.astype(np.float32))}
+    assert chosen == {"ventricular_hypertrophy_best": 0, "ventricular_hypertrophy_median": 3,
+                      "ventricular_hypertrophy_worst": 5, "scar_best": 0, "scar_median": 1, "scar_worst": 2}
+
+
+def test_mean_of_runs():
+    """Mean and sample standard deviation of the headline numbers; what no run measured is not in it."""
+    def run(value):
+        return {"clean": {"detection": {"auroc": {"value": value}}, "localization": None}}
+    found = evaluation.average_runs([run(0.7), run(0.8), run(0.9)])
+    assert found["clean"] == {"detection_auroc": {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1)}}

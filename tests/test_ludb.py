@@ -1,0 +1,350 @@
+"""The open localization benchmark: LUDB's waves, the rules' points, and how its files live beside PTB-XL's arrays."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wfdb
+from conftest import SHARED, run_script
+from test_preprocess import expected_row as ptbxl_row
+from test_preprocess import load, read_all, write_ptbxl
+
+import arrays
+import ludb
+import signals
+from preprocess import main
+from utils import UserError
+
+LEADS = signals.LEAD_NAMES
+STARTS = range(300, 4600, 400)                  # onsets of P, the last beat ends at 4580
+BEAT = {"P": (0, 40), "PQ": (41, 69), "QRS": (70, 120), "ST": (121, 179), "T": (180, 280), "TP": (281, 399)}
+LETTERS = {"P": "p", "QRS": "N", "T": "t"}
+SEPTAL, LATERAL, POSTERIOR = ("V1", "V2"), ("I", "aVL", "V5", "V6"), ("V1", "V2", "V3")
+# diagnosis, what it marks and where, written by hand
+PLACED = [
+    ("Complete right bundle branch block.", ("QRS", "ST", "T"), LEADS),
+    ("Complete left bundle branch block.", ("QRS", "ST", "T"), LEADS),
+    ("UNIpolar ventricular pacing.", ("QRS", "ST", "T"), LEADS),
+    ("BIpolar ventricular pacing.", ("QRS", "ST", "T"), LEADS), ("Biventricular pacing.", ("QRS", "ST", "T"), LEADS),
+    ("Incomplete right bundle branch block.", ("QRS",), LEADS),
+    ("Incomplete left bundle branch block.", ("QRS",), LEADS), ("Left anterior hemiblock.", ("QRS",), LEADS),
+    ("Non-specific intravintricular conduction delay.", ("QRS",), LEADS),
+    ("Left ventricular hypertrophy.", ("QRS",), LEADS), ("Right ventricular hypertrophy.", ("QRS",), LEADS),
+    ("Left ventricular overload.", ("ST", "T"), LATERAL),
+    ("Left atrial hypertrophy.", ("P",), LEADS), ("Right atrial hypertrophy.", ("P",), LEADS),
+    ("Left atrial overload.", ("P",), LEADS), ("Right atrial overload.", ("P",), LEADS),
+    ("Rhythm: Atrial fibrillation.", ("P", "PQ", "TP"), LEADS),
+    ("Rhythm: Atrial flutter, typical.", ("P", "PQ", "TP"), LEADS),
+    ("I degree AV block.", ("P", "PQ"), LEADS),
+    ("STEMI: septal.", ("ST", "T"), SEPTAL), ("STEMI: inferior wall.", ("ST", "T"), ("II", "III", "aVF")),
+    ("Ischemia: apical.", ("ST", "T"), ("V4", "V5")), ("Ischemia: posterior wall.", ("ST", "T"), POSTERIOR),
+    ("Undefined ischemia/scar/supp.NSTEMI: lateral wall.", ("ST", "T"), LATERAL),
+    ("Scar formation: anterior wall.", ("QRS",), ("V2", "V3", "V4")),
+    ("Non-specific repolarization abnormalities: posterior wall.", ("T",), POSTERIOR)]
+UNPLACED = ["Rhythm: Sinus rhythm.", "Electric axis of the heart: normal.", "III degree AV-block.", "STEMI: basal.",
+            "Ventricular extrasystole, localisation: RVOT, anterior wall.", "UNIpolar atrial pacing.", "STEMI.",
+            "Early repolarization syndrome.", "Left ventricular hypertrophy: septal.", ""]
+
+
+def annotate(skip=(), stray=()):
+    """(samples, symbols) of a lead: all waves of all beats, without those of skip and with the stray annotations.
+
+    skip: (number of the beat, wave) each; stray: (sample, symbol) each.
+    """
+    found = list(stray)
+    for number, start in enumerate(STARTS):
+        for wave, letter in LETTERS.items():
+            first, last = BEAT[wave]
+            if (number, wave) not in skip:
+                found += [(start + first, "("), (start + (first + last) // 2, letter), (start + last, ")")]
+    return zip(*sorted(found), strict=True)
+
+
+def plain_phases(skip=()):
+    """The phase of each sample, (5000,), of a lead with all waves but those of skip, one beat after the other."""
+    phases = np.zeros(5000, int)
+    for number, start in enumerate(STARTS):
+        for code, (phase, (first, last)) in enumerate(BEAT.items(), 1):
+            if number < len(STARTS) - 1 or phase != "TP":
+                phases[start + first:start + last + 1] = code
+        for wave, (first, last) in {"P": (41, 69), "QRS": (41, 179), "T": (121, 179)}.items():
+            if (number, wave) in skip:
+                phases[start + min(first, BEAT[wave][0]):start + max(last, BEAT[wave][1]) + 1] = 0
+    return phases
+
+
+def plain_labels(phases, leads):
+    """Labels (5000, 12) of a record with the same waves in all leads: 1 in these phases of these leads."""
+    labels = np.zeros((5000, 12), int)
+    for sample, code in enumerate(plain_phases()):
+        for column, lead in enumerate(LEADS):
+            name = list(BEAT)[code - 1]
+            labels[sample, column] = 255 if not code else int(name in phases and lead in leads)
+    return labels
+
+
+# ---- waves and rules
+
+def test_boundaries_belong_to_their_waves():
+    """A wave reaches from its onset to its offset inclusive, gaps fill the rest, nothing is known outside the span."""
+    phases = ludb.delineate(*annotate())
+    assert phases.dtype == np.uint8 and np.array_equal(phases, plain_phases())
+    assert not ludb.delineate([], []).any()
+
+
+@pytest.mark.parametrize("missing, around, gap", [
+    ("P", (281 - 400, 69), "TP"), ("QRS", (41, 179), None), ("T", (121, 399), None)])
+def test_gaps_around_a_missing_wave(missing, around, gap):
+    """Without P, as in atrial fibrillation, T to QRS is TP; any other pair of neighbours says nothing of its gap."""
+    expected = plain_phases()
+    expected[STARTS[4] + around[0]:STARTS[4] + around[1] + 1] = 1 + list(BEAT).index(gap) if gap else 0
+    assert np.array_equal(ludb.delineate(*annotate(skip=[(4, missing)])), expected)
+
+
+@pytest.mark.parametrize("stray", ["N)", "N()", "()", "(N", "(((NNN)))", "N", "(?)"])
+def test_incomplete_waves_are_no_waves(stray):
+    """LUDB has sequences such as 'N)' and '(((tttt)))': such a wave and the gaps beside it stay without a truth."""
+    placed = [(STARTS[4] + 80 + 3 * place, symbol) for place, symbol in enumerate(stray)]
+    expected = plain_phases()
+    expected[STARTS[4] + 41:STARTS[4] + 180] = 0
+    assert np.array_equal(ludb.delineate(*annotate(skip=[(4, "QRS")], stray=placed)), expected)
+
+
+@pytest.mark.parametrize("diagnosis, phases, leads", PLACED, ids=[row[0] for row in PLACED])
+def test_each_diagnosis_marks_its_points(diagnosis, phases, leads):
+    """What is marked equals a plain list per diagnosis, cropped or not; what has no phase is excluded."""
+    record = np.repeat(plain_phases()[:, None], 12, axis=1).astype(np.uint8)
+    expected = plain_labels(phases, leads)
+    labels = ludb.mark(record, ("Rhythm: Sinus rhythm.", diagnosis))
+    assert labels.dtype == np.uint8 and np.array_equal(labels, expected)
+    rule, = ludb.rules_of([diagnosis])
+    marks = ludb.rule_marks(rule, record[100:4900], [diagnosis])
+    assert marks.dtype == bool and np.array_equal(marks, expected[100:4900] == 1)
+
+
+def test_the_table_is_covered_and_diagnoses_add_up():
+    """Every line of the table is tried above; several diagnoses mark the union, unplaced ones and none mark nothing."""
+    tried = {diagnosis.rstrip(".") for diagnosis, *_ in PLACED}
+    lines = [(rule, line) for rule in ludb.RULES for line in rule.lines]
+    assert all(any(text == line or text.startswith(f"{line}: ") for text in tried) for _, line in lines)
+    assert len({line for _, line in lines}) == len(lines) and len({rule.key for rule in ludb.RULES}) == len(ludb.RULES)
+    record = np.repeat(plain_phases()[:, None], 12, axis=1).astype(np.uint8)
+    some = [PLACED[11], PLACED[12], PLACED[19], PLACED[24]]
+    union = np.maximum.reduce([plain_labels(phases, leads) for _, phases, leads in some])
+    assert np.array_equal(ludb.mark(record, [diagnosis for diagnosis, *_ in some]), union)
+    assert ludb.rules_of(UNPLACED) == [] and set(np.unique(ludb.mark(record, UNPLACED))) == {0, 255}
+    assert not ludb.rule_marks(ludb.RULES[0], record, ["Scar formation: septal."]).any()
+    for diagnoses in ((), ("STEMI: septal.",), ("Rhythm: Atrial flutter, typical.", "Scar formation: septal.")):
+        assert ludb.split_diagnoses(ludb.join_diagnoses(diagnoses)) == diagnoses
+
+
+# ---- files
+
+RECORDS = {3: ("Scar formation: septal.",), 1: (), 12: ("Rhythm: Atrial fibrillation.",), 2: ("STEMI: lateral wall.",)}
+NO_P = [(number, "P") for number in range(len(STARTS))]
+SKIPPED = {(12, lead): NO_P for lead in LEADS} | {(2, "V6"): [(5, "T")]}        # of record and lead
+
+
+def make_ecg(number):
+    """(5000, 12) mV, beats where the annotations have them."""
+    beats = np.array([start + 95 for start in STARTS]) + 4 * np.sin(number + np.arange(len(STARTS)))
+    wave = np.exp(-0.5 * ((np.arange(5000) - beats[:, None]) / 9) ** 2).sum(axis=0)
+    return np.round(wave[:, None] * np.linspace(0.6, 1.4, 12) * (1 + number / 20), 3)
+
+
+def write_ludb(folder):
+    """RECORDS, headers with diagnoses, signals with lower-case leads, and an annotation file a lead."""
+    (folder / "data").mkdir(parents=True)
+    (folder / "RECORDS").write_text("".join(f"data/{number}\n" for number in RECORDS))
+    for number, diagnoses in RECORDS.items():
+        wfdb.wrsamp(str(number), fs=500, units=["mV"] * 12, sig_name=[lead.lower() for lead in LEADS], fmt=["16"] * 12,
+                    p_signal=make_ecg(number), adc_gain=[1e3] * 12, baseline=[0] * 12, write_dir=str(folder / "data"),
+                    comments=["<age>: 50", "<sex>: F", "<diagnoses>:", "Rhythm: Sinus rhythm.", *diagnoses])
+        for lead in LEADS:
+            samples, symbols = annotate(SKIPPED.get((number, lead), ()))
+            wfdb.wrann(str(number), "x", np.array(samples), symbol=list(symbols), write_dir=str(folder / "data"))
+            (folder / "data" / f"{number}.x").rename(folder / "data" / f"{number}.{lead.lower()}")
+    return folder
+
+
+def preprocess(*flags):
+    """Run to the end; returns the printed audit."""
+    done = run_script("preprocess.py", "--workers", 1, *flags, OMP_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refuse(monkeypatch, *flags):
+    """The sentence with which preprocess.py refuses these flags before any work."""
+    monkeypatch.setattr(sys, "argv", ["preprocess.py", "--workers", "1", *map(str, flags)])
+    monkeypatch.setattr("preprocess.prepare_all", lambda *_: pytest.fail("work was begun"))
+    with pytest.raises(UserError) as caught:
+        main()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_ludb(tmp_path_factory.mktemp("data sets") / "ludb")
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    """(data folder, stdout) of --ludb_path alone, where nothing was before."""
+    data_path = tmp_path_factory.mktemp("alone") / "data"
+    return data_path, preprocess("--ludb_path", folder, "--data_path", data_path)
+
+
+def test_benchmark_alone(made):
+    """Records in the order of RECORDS, normalised, with labels, phases, bounds, diagnoses and R peaks in their rows."""
+    data_path, stored = made[0], load(made[0], "benchmark")
+    filtered = [signals.filter_leads(make_ecg(number)) for number in RECORDS]
+    np.testing.assert_allclose(stored, [signals.normalize_leads(record) for record in filtered], atol=1e-5)
+    truth = arrays.load_details(data_path, "benchmark", stored)
+    labels = arrays.open_labels(data_path, "benchmark", stored.shape)
+    np.testing.assert_allclose(truth["low"], np.min(filtered, axis=1), atol=1e-5)
+    np.testing.assert_allclose(truth["high"], np.max(filtered, axis=1), atol=1e-5)
+    table, r_peaks = arrays.load_records(data_path, "benchmark", stored), arrays.load_r_peaks(
+        data_path, "benchmark", stored)
+    assert list(table) == ["ecg_id", "label", "diagnoses", "r_peaks"] and table["ecg_id"].tolist() == list(RECORDS)
+    assert table["label"].tolist() == [1, 0, 1, 1]
+    assert table["r_peaks"].tolist() == [len(found) for found in r_peaks] == [len(STARTS)] * 4
+    assert [ludb.split_diagnoses(text)[1:] for text in table["diagnoses"]] == list(RECORDS.values())
+    for row, number in enumerate(RECORDS):
+        assert np.array_equal(labels[row], ludb.mark(truth["phases"][row], RECORDS[number]))
+        assert all(abs(np.array([start + 95 for start in STARTS]) - r_peaks[row]) < 10)
+    whole = np.repeat(plain_phases()[:, None], 12, axis=1)
+    assert np.array_equal(truth["phases"][:2], [whole, whole])
+    assert np.array_equal(labels[0], plain_labels(("QRS",), SEPTAL))
+    fibrillating = plain_phases()
+    fibrillating[np.isin(fibrillating, (1, 2))] = 6                                 # no P: T to QRS is one gap
+    fibrillating[:STARTS[0] + 70] = 0                                               # the span begins with a QRS
+    assert np.array_equal(truth["phases"][2], np.repeat(fibrillating[:, None], 12, axis=1))
+    assert set(np.unique(labels[2][fibrillating == 6])) == {1} and set(np.unique(labels[2][fibrillating == 5])) == {0}
+    unclear = slice(STARTS[5] + 121, STARTS[5] + 400)                               # QRS to P without T, in V6
+    assert (labels[3, unclear, 11] == 255).all() and (labels[3, unclear, 10] != 255).all()
+
+
+def test_audit_is_a_count_by_hand(made):
+    """What is printed and kept in the manifest of records, points, rules and diagnoses equals the arrays."""
+    data_path, stored = made[0], load(made[0], "benchmark")
+    manifest, labels = arrays.load_manifest(data_path), np.load(data_path / "benchmark_label.npy")
+    entry = manifest["benchmark"]
+    audit = entry["audit"]
+    assert set(manifest) == {"benchmark", "arrays"} and arrays.describes(manifest, "benchmark", stored)
+    assert (entry["data_set"], entry["version"], entry["records_in_table"], entry["lost"]) == ("LUDB", "unknown", 4, [])
+    assert [audit[name] for name in ("records", "missing", "lost", "no R peak", "with marks")] == [4, 0, 0, 0, 3]
+    assert (audit["points"], audit["annotated"], audit["marked"]) == (
+        labels.size, np.count_nonzero(labels != 255), np.count_nonzero(labels == 1))
+    assert sum(of["points"] for of in audit["phases"].values()) == audit["annotated"]
+    assert sum(of["marked"] for of in audit["phases"].values()) == audit["marked"]
+    assert {key: of["records"] for key, of in audit["rules"].items() if of["records"]} == {
+        "scar": 1, "atrial_fibrillation": 1, "ischemia": 1}
+    assert audit["rules"]["scar"]["points"] == np.count_nonzero(labels[0] == 1) == len(STARTS) * 51 * 2
+    assert audit["unplaced"] == {"Rhythm: Sinus rhythm.": 4}
+    assert "LUDB: 4 records, 0 missing, 0 lost; 4 in the benchmark, 3 of them with marked points" in made[1]
+
+
+def test_lost_and_missing_records_are_counted(folder, made, tmp_path, monkeypatch):
+    """A lead's annotation that is absent or cut, or no signals: refused or counted, and named with the reason."""
+    partial, data_path = Path(shutil.copytree(folder, tmp_path / "ludb")), tmp_path / "data"
+    (partial / "data" / "1.dat").unlink()
+    assert "1 of the 4 records" in (said := refuse(monkeypatch, "--ludb_path", partial, "--data_path", data_path))
+    assert "data/1)" in said and "--allow_missing" in said and not data_path.exists()
+    (partial / "data" / "12.avl").unlink()
+    os.truncate(partial / "data" / "2.dat", 70000)
+    stdout = preprocess("--ludb_path", partial, "--data_path", data_path, "--allow_missing")
+    entry = arrays.load_manifest(data_path)["benchmark"]
+    assert [loss["ecg_id"] for loss in entry["lost"]] == [12, 2] and "lead aVL" in entry["lost"][0]["reason"]
+    assert [entry["audit"][name] for name in ("records", "missing", "lost")] == [4, 1, 2]
+    assert all(f"lost: record {loss['ecg_id']} (benchmark): {loss['reason']}\n" in stdout for loss in entry["lost"])
+    stored = load(data_path, "benchmark")
+    assert arrays.load_records(data_path, "benchmark", stored)["ecg_id"].tolist() == [3]
+    assert np.array_equal(stored[0], load(made[0], "benchmark")[0])
+    for path in (partial / "data").glob("*.v1"):
+        path.unlink()
+    done = run_script("preprocess.py", "--ludb_path", partial, "--data_path", data_path, "--allow_missing")
+    assert done.returncode == 2 and "record 3: unreadable annotation of lead V1" in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, "", "data/1\ndata/1\n", "data/one\n", "<html>404</html>"])
+def test_a_folder_that_is_not_ludb_is_refused(tmp_path, monkeypatch, content):
+    """No list of records, or one that cannot be LUDB's, is named."""
+    if content is not None:
+        (tmp_path / "RECORDS").write_text(content)
+    assert str(tmp_path / "RECORDS") in refuse(monkeypatch, "--ludb_path", tmp_path, "--data_path", tmp_path / "data")
+
+
+def test_flags_that_do_not_fit_are_refused(folder, tmp_path, monkeypatch):
+    """No data set at all, or two sources of one benchmark."""
+    assert "--ptbxl_path" in refuse(monkeypatch) and "--ludb_path" in refuse(monkeypatch)
+    for flags in (("--ludb_path", folder), ("--ludb_path", folder, "--ptbxl_path", tmp_path)):
+        assert "--benchmark_truth" in refuse(monkeypatch, *flags, "--benchmark_truth", "truth.npz")
+
+
+@pytest.mark.parametrize("names", [("benchmark_data.npy", "benchmark_label.npy"), ("benchmark_data.npy",),
+                                   ("benchmark_label.npy",)])
+@pytest.mark.parametrize("ours_before", [False, True])
+def test_the_authors_benchmark_takes_precedence(folder, made, tmp_path, monkeypatch, names, ours_before):
+    """Their files, whole or in part, also where they replaced ours, are never overwritten; test.py scores them."""
+    if ours_before:
+        shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
+        (tmp_path / "benchmark_data.npy").unlink()
+    for name in names:
+        np.save(tmp_path / name, np.zeros((2, 5000, 12)))
+    before = read_all(tmp_path)
+    said = refuse(monkeypatch, "--ludb_path", folder, "--data_path", tmp_path)
+    assert all(name in said for name in names) and "move them away" in said and read_all(tmp_path) == before
+
+
+def test_benchmark_and_ptbxl_live_together(folder, made, tmp_path_factory):
+    """One after the other or at once, each keeps the other's arrays and manifest entries; ours can be made again."""
+    ptbxl, data_path, together = (tmp_path_factory.mktemp(name) / name for name in ("ptb-xl", "data", "together"))
+    from_ptbxl, from_ludb = ("--ptbxl_path", write_ptbxl(ptbxl), "--limit", 20), ("--ludb_path", folder)
+    shutil.copytree(made[0], data_path)
+    alone, alone_files = arrays.load_manifest(data_path), read_all(data_path)
+
+    preprocess(*from_ptbxl, "--data_path", data_path)
+    first, first_files = arrays.load_manifest(data_path), read_all(data_path)
+    assert first["benchmark"] == alone["benchmark"] and list(first["arrays"]) == ["train", "val", "test", "benchmark"]
+    assert first["arrays"]["benchmark"] == alone["arrays"]["benchmark"] and first["source"]["data_set"] == "PTB-XL"
+    assert all(first_files[name] == content for name, content in alone_files.items() if name != "manifest.json")
+
+    preprocess(*from_ludb, "--data_path", data_path)
+    second, second_files = arrays.load_manifest(data_path), read_all(data_path)
+    assert second.keys() == first.keys() and all(second[name] == first[name] for name in first if name != "benchmark")
+    assert second["benchmark"]["audit"] == first["benchmark"]["audit"]
+    assert all(second_files[name] == content for name, content in first_files.items() if name != "manifest.json")
+
+    preprocess(*from_ptbxl, *from_ludb, "--data_path", together)
+    third, third_files = arrays.load_manifest(together), read_all(together)
+    assert third["arrays"] == second["arrays"] and third.keys() == second.keys()
+    assert third_files == second_files | {"manifest.json": third_files["manifest.json"]}
+    np.testing.assert_allclose(load(together, "val")[0], ptbxl_row(34, "val"), atol=1e-5)
+
+    np.save(data_path / "benchmark_data.npy", np.zeros((4, 5000, 12)))              # the authors' in the place of ours
+    preprocess(*from_ptbxl, "--data_path", data_path)
+    assert "benchmark" not in (fourth := arrays.load_manifest(data_path)) and "benchmark" not in fourth["arrays"]
+
+
+def test_real_ludb(tmp_path):
+    """The 200 records as PhysioNet has them: all readable, and as many diagnoses and points as counted."""
+    if not (SHARED / "data" / "ludb").is_dir():
+        pytest.skip("no ../shared/data/ludb here: the made-up records above stand for it")
+    pytest.importorskip("soundfile", reason="soundfile is not installed, and unpacks LUDB")
+    subprocess.run([sys.executable, SHARED / "data" / "unpack.py", tmp_path, "ludb"], check=True, capture_output=True)
+    paths = ludb.list_records(tmp_path / "ludb")
+    assert ludb.source_of(paths)["version"] == "1.0.1" and len(ludb.present_records(paths, tmp_path, False)) == 200
+    audit = ludb.Audit(len(paths), 0)
+    for path in paths.values():
+        assert signals.read_record(path, ludb.SAMPLING_RATE).shape == (5000, 12)
+        diagnoses, phases = ludb.read_diagnoses(path), ludb.read_phases(path)
+        audit.add(phases, diagnoses, ludb.mark(phases, diagnoses), [1])
+    found = audit.summary
+    assert (found["annotated"], found["marked"], found["with marks"]) == (8_717_961, 2_540_019, 165)
+    assert [of["records"] for of in found["rules"].values()] == [17, 50, 110, 11, 120, 18, 10, 43, 17, 49]
+    assert not any(("infarct" in line or "STEMI" in line or "hypertrophy" in line) for line in found["unplaced"])
