@@ -4,6 +4,7 @@
     python preprocess.py --ptbxl_path ./ptb-xl --sampling_rate 100                 # the small download, nearly the same
     python preprocess.py --ptbxl_path ./ptb-xl --sampling_rate 500 --allow_missing # whatever part is there
     python preprocess.py --ludb_path ./ludb                                        # the localization benchmark
+    python preprocess.py --download ./ptb-xl --download_ludb ./ludb --sampling_rate 100     # from nothing, all of it
 
 Every record is read, resampled to 500 Hz, filtered, and its R peaks are found, by worker processes; the rows stream
 into the arrays that arrays.py describes. What became of every record is printed as an audit and kept, with all
@@ -27,6 +28,7 @@ import pandas as pd
 from tqdm import tqdm
 
 import arrays
+import download
 import ludb
 import ptbxl
 import signals
@@ -50,12 +52,13 @@ def parse_arguments() -> argparse.Namespace:
     running = parser.add_argument_group("running")
     running.add_argument("--workers", type=int, default=min(usable_cores(), MOST_WORKERS),
                          help=f"processes (default: one a core, up to {MOST_WORKERS})")
-    arguments = parser.parse_args()
-    for name in ("limit", "workers"):
+    download.add_flags(parser)
+    arguments = download.name_paths(parser.parse_args())
+    for name in ("limit", "workers", "connections"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} must be 1 or more, not {getattr(arguments, name)}")
     if not (arguments.ptbxl_path or arguments.ludb_path):
-        raise UserError("no data set is named; give --ptbxl_path, --ludb_path or both")
+        raise UserError("no data set is named; give --ptbxl_path, --ludb_path or both, or --download")
     if arguments.benchmark_truth and (arguments.ludb_path or not arguments.ptbxl_path):
         raise UserError("--benchmark_truth makes the benchmark from PTB-XL; give it with --ptbxl_path and without "
                         "--ludb_path")
@@ -85,9 +88,8 @@ def require_replaceable_benchmark(data_path: Path, manifest: dict):
     found = [path for path in (arrays.signal_path(data_path, "benchmark"), arrays.label_path(data_path, "benchmark"))
              if path.exists()]
     if found and not own_benchmark(data_path, manifest):
-        raise UserError(f"{' and '.join(map(str, found))} did not come from preprocess.py and would be overwritten by "
-                        "--ludb_path, while test.py scores such files as they are; move them away, or name another "
-                        "--data_path")
+        raise UserError(f"{' and '.join(map(str, found))} did not come from preprocess.py and would be overwritten, "
+                        "while test.py scores such files as they are; move them away, or name another --data_path")
 
 
 def load_marked_points(path: str | None) -> dict:
@@ -313,8 +315,10 @@ def main():
     arguments = parse_arguments()
     data_path, allow_missing = Path(arguments.data_path), arguments.allow_missing
     old, ptbxl_inputs, ludb_inputs, truth = earlier_manifest(data_path, not arguments.ptbxl_path), None, None, {}
-    if arguments.ludb_path:
+    if arguments.ludb_path or arguments.benchmark_truth:
         require_replaceable_benchmark(data_path, old)
+    download.fetch(arguments)
+    if arguments.ludb_path:
         paths = ludb.list_records(Path(arguments.ludb_path))
         wanted = dict(list(paths.items())[:arguments.limit])
         there = ludb.present_records(wanted, Path(arguments.ludb_path), allow_missing)
