@@ -14,6 +14,7 @@
 Train, test, label and the two benchmark files are the published implementation's; its float64 arrays load too.
 A label is 1 for abnormal and 0 for normal; a benchmark point without a truth is EXCLUDED.
 """
+import contextlib
 import csv
 import hashlib
 import json
@@ -23,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from signals import LEAD_II, RECORD_LENGTH, find_r_peaks
-from utils import UserError, unwritable, write_atomically
+from signals import LARGEST_MILLIVOLTS, LEAD_II, RECORD_LENGTH, find_r_peaks
+from utils import UserError, sync_folder, unwritable, write_atomically
 
 NORMALISED_SPLITS = ("train", "benchmark")     # stored in [-1, 1], as published
 SIGNAL_FILES = {"train": "train.npy", "val": "val.npy", "test": "test.npy", "benchmark": "benchmark_data.npy"}
@@ -36,6 +37,7 @@ EXCLUDED = 255                              # a benchmark point without a truth:
 RECORD_COLUMNS = {"ecg_id": int, "fold": int, "label": int, "superclasses": str, "statements": str, "diagnoses": str,
                   "r_peaks": int}
 FINGERPRINT_ROWS = 32
+ROWS_AT_ONCE = 64                   # while an array is read record by record
 
 
 def signal_path(data_path, split: str) -> Path:
@@ -79,6 +81,7 @@ def load_npy(path) -> np.ndarray:
 def open_signals(data_path, split: str, leads: int) -> np.ndarray:
     """The memory-mapped signals of a split, (records, 5000, leads). Raises UserError for any other shape or type."""
     path = signal_path(data_path, split)
+    require_published(data_path)
     signals = load_npy(path)
     if signals.ndim != 3 or signals.shape[1:] != (RECORD_LENGTH, leads) or not len(signals):
         raise UserError(f"{path} has shape {signals.shape}, expected (records, {RECORD_LENGTH}, {leads}); "
@@ -98,6 +101,8 @@ def open_labels(data_path, split: str, shape: tuple) -> np.ndarray:
     if labels.shape != shape:
         raise UserError(f"{path} has shape {labels.shape}, but {SIGNAL_FILES[split]} asks for {shape}; "
                         "make both again with preprocess.py")
+    if labels.dtype.kind not in "biuf":
+        raise UserError(f"{path} holds {labels.dtype}, expected numbers; make it again with preprocess.py")
     counts = [sum(np.count_nonzero(row == value) for row in labels) for value in allowed]
     if sum(counts) != labels.size or 0 in counts[:2]:
         raise UserError(f"{path} holds {counts[0]} labels 0, {counts[1]} labels 1 and {labels.size - sum(counts)} "
@@ -108,13 +113,25 @@ def open_labels(data_path, split: str, shape: tuple) -> np.ndarray:
 
 
 def read_rows(signals: np.ndarray, rows, name: str) -> np.ndarray:
-    """Rows of a memory-mapped array as float32, checked to be finite. name: the file, for the message of UserError."""
-    block = np.ascontiguousarray(signals[rows], dtype=np.float32)
-    finite = np.isfinite(block).all(axis=(1, 2))
-    if not finite.all():
-        broken = np.arange(len(signals))[rows][~finite]
-        raise UserError(f"{name} holds NaN or infinity in row {broken[0]}; make it again with preprocess.py")
+    """Rows of a memory-mapped array as float32, checked to be finite and an ECG's size.
+
+    name: the file, for the message of UserError.
+    """
+    with np.errstate(over="ignore"):                # float64 beyond float32 becomes infinite, and is refused as such
+        block = np.ascontiguousarray(signals[rows], dtype=np.float32)
+    sound = np.maximum(block.max(axis=(1, 2)), -block.min(axis=(1, 2))) <= LARGEST_MILLIVOLTS       # NaN is not
+    if not sound.all():
+        broken = np.arange(len(signals))[rows][~sound]
+        raise UserError(f"{name} holds NaN or infinity, or more than {LARGEST_MILLIVOLTS:g} mV, in row {broken[0]}; "
+                        "make it again with preprocess.py")
     return block
+
+
+def iterate_rows(signals: np.ndarray, name: str, rows=None):
+    """Yield rows (default: all) of a memory-mapped array one by one, as read_rows reads and checks them."""
+    rows = np.arange(len(signals)) if rows is None else rows
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield from read_rows(signals, rows[start:start + ROWS_AT_ONCE], name)
 
 
 def fingerprint(signals: np.ndarray) -> str:
@@ -198,10 +215,13 @@ def load_manifest(data_path) -> dict | None:
     """The manifest, or None where there is none (the published implementation's own arrays)."""
     path = Path(data_path) / MANIFEST
     try:
-        return json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("arrays", {}), dict):
+            raise ValueError("not a manifest")
+        return manifest
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({str(error)[:80]}); make it again with preprocess.py, "
                         "or delete it") from error
 
@@ -222,7 +242,7 @@ def load_records(data_path, split: str, signals: np.ndarray) -> dict | None:
         table = {name: np.array([RECORD_COLUMNS[name](row[name]) for row in rows]) for name in names}
         if not rows or "ecg_id" not in table or any(None in row for row in rows):
             raise ValueError("rows or columns are missing")
-    except (OSError, ValueError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, OverflowError, csv.Error) as error:
         raise UserError(f"{path} is not a readable table ({str(error)[:80]}); make it again with preprocess.py, or "
                         "delete it") from error
     return table if len(rows) == len(signals) else None
@@ -264,6 +284,19 @@ class RowWriter:
         self.file.close()
 
 
+def part_of(path: Path) -> Path:
+    """The name of a file that is not whole yet."""
+    return path.with_name(path.name + ".part")
+
+
+def require_published(data_path):
+    """Raise UserError where a run of preprocess.py was killed while it gave its files their names: some are older."""
+    manifest = Path(data_path) / MANIFEST
+    if part_of(manifest).exists() and not manifest.exists():
+        raise UserError(f"{data_path} holds files of two runs, as {part_of(manifest).name} tells: preprocess.py was "
+                        "stopped at its end; run it again")
+
+
 class Staging:
     """New files for a data folder, each NAME.part until publish() gives all of them their names, with a manifest.
 
@@ -273,11 +306,14 @@ class Staging:
     def __init__(self, data_path: Path):
         self.data_path, self.paths = data_path, []
         data_path.mkdir(parents=True, exist_ok=True)
+        if any(part_of(data_path / name).exists() for name in (*SIGNAL_FILES.values(), MANIFEST)):
+            print(f"an earlier run was stopped before {data_path} was complete: nothing of it is used, this run starts "
+                  "over")
 
     def stage(self, path: Path) -> Path:
         """The name under which the content of path is written until it is published."""
         self.paths.append(path)
-        return path.with_name(path.name + ".part")
+        return part_of(path)
 
     def write(self, path: Path, write):
         """Let write(binary file) fill the staged file of path."""
@@ -293,11 +329,13 @@ class Staging:
         (self.data_path / MANIFEST).unlink(missing_ok=True)
         for path in self.paths:
             try:
-                os.replace(path.with_name(path.name + ".part"), path)
+                os.replace(part_of(path), path)
             except OSError as error:
                 raise unwritable(path, error) from error
+        sync_folder(self.data_path)
 
     def discard(self):
         """Remove what was not published."""
         for path in self.paths:
-            path.with_name(path.name + ".part").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):          # a folder that cannot be written holds nothing to remove
+                part_of(path).unlink()

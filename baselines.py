@@ -18,9 +18,9 @@ THINNING = 4                        # every fourth sample of the median beat: th
 MEDIAN_BEAT = "median beat, PCA"
 
 
-def detection_baselines(signals: np.ndarray, r_peaks: list) -> dict:
-    """Scores that take no training, (records,) each: signals (records, 5000, leads) as stored, R peaks of each."""
-    steepness = [(np.abs(record).max(), np.abs(np.diff(record, axis=0)).mean()) for record in signals]
+def detection_baselines(records, r_peaks: list) -> dict:
+    """Scores that take no training, (records,) each. records: iterable of (5000, leads) as stored; R peaks of each."""
+    steepness = [(np.abs(record).max(), np.abs(np.diff(record, axis=0)).mean()) for record in records]
     rhythm = np.array([describe_rhythm(positions) for positions in r_peaks], dtype=np.float64).reshape(-1, 2)
     return dict(zip(("largest amplitude", "mean |slope|", "heart rate", "RR irregularity"),
                     (*np.array(steepness, dtype=np.float64).T, *rhythm.T)))
@@ -43,20 +43,23 @@ def median_beat(record: np.ndarray, r_peaks: np.ndarray) -> np.ndarray:
     return (beat / max(np.sqrt(np.mean(np.square(beat))), 1e-9)).ravel()
 
 
-def fit_median_beats(normals: np.ndarray, scale: dict, r_peaks: list, rows: np.ndarray) -> PCA:
-    """Principal components of the median beats of rows of train.npy: normals (records, 5000, leads) in [-1, 1].
+def fit_median_beats(normals, scale: dict, r_peaks: list, rows: np.ndarray) -> PCA:
+    """Principal components of the median beats of rows of train.npy. normals: iterable of these (5000, leads).
 
-    scale: their "low" and "high" (records, leads) in mV, which undo the normalisation: it hides how large the leads
-    are beside each other.
+    scale: "low" and "high" (records, leads) in mV of all of train.npy; they undo its normalisation, which hides how
+    large the leads are beside each other. r_peaks: of all of train.npy.
     """
-    beats = np.stack([median_beat((normals[row] + 1) / 2 * (scale["high"][row] - scale["low"][row])
-                                  + scale["low"][row], r_peaks[row]) for row in rows])
+    beats = np.stack([median_beat((record + 1) / 2 * (scale["high"][row] - scale["low"][row]) + scale["low"][row],
+                                  r_peaks[row]) for record, row in zip(normals, rows)])
     return PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(beats)
 
 
-def score_median_beats(fitted: PCA, signals: np.ndarray, r_peaks: list) -> np.ndarray:
-    """Squared Mahalanobis distance plus squared residual, each averaged over its dimensions: (records,) from mV."""
-    beats = np.stack([median_beat(record, positions) for record, positions in zip(signals, r_peaks)])
+def score_median_beats(fitted: PCA, records, r_peaks: list) -> np.ndarray:
+    """Squared Mahalanobis distance plus squared residual, each averaged over its dimensions: (records,).
+
+    records: iterable of (5000, leads) in mV; r_peaks: of each.
+    """
+    beats = np.stack([median_beat(record, positions) for record, positions in zip(records, r_peaks)])
     inside = fitted.transform(beats)
     outside = beats - fitted.inverse_transform(inside)
     spare = beats.shape[1] - COMPONENTS
@@ -64,17 +67,18 @@ def score_median_beats(fitted: PCA, signals: np.ndarray, r_peaks: list) -> np.nd
         + np.square(outside).sum(axis=1) / (fitted.noise_variance_ * spare)
 
 
-def localization_baselines(signals: np.ndarray, r_peaks: list) -> dict:
-    """Maps that know nothing of ECGs but where the R peaks are, (records, 4800, leads) each, smoothed like the scores.
+def localization_baselines(records, r_peaks: list) -> dict:
+    """Maps that know nothing of ECGs but where the R peaks are, (records, 4800, leads) each.
 
-    signals: (records, 5000, leads), normalised. Near an R peak, steep, or far from the lead's median is anomalous.
+    records: iterable of (5000, leads), normalised. Near an R peak, steep, or far from the lead's median is anomalous;
+    the last two are smoothed like the scores.
     """
     def smooth(maps):
         return smooth_maps(torch.from_numpy(maps)).numpy()
-    normalised = np.stack([normalize_leads(record) for record in signals]).astype(np.float32)
+    normalised = np.stack([normalize_leads(record) for record in records]).astype(np.float32)
     nearness = np.zeros_like(normalised)
     for row, positions in enumerate(map(valid_beats, r_peaks)):
-        nearness[row] = -np.abs(np.arange(signals.shape[1])[:, None] - positions[0]).min(axis=1)[:, None]
+        nearness[row] = -np.abs(np.arange(normalised.shape[1])[:, None] - positions[0]).min(axis=1)[:, None]
     return {"nearness to an R peak": crop_global(nearness),
             "|slope|": smooth(crop_global(np.abs(np.gradient(normalised, axis=1)))),
             "|amplitude|": smooth(crop_global(np.abs(normalised - np.median(normalised, axis=1, keepdims=True))))}

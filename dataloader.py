@@ -175,14 +175,23 @@ class TrainingBatches:
             found.append((mine or range(start, start + 1), len(mine), end - start))
         return found
 
+    def draw_order(self, epoch: int) -> tuple:
+        """The order of an epoch's records, as places in self.rows, and the generator of what is drawn after it."""
+        generator = torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.rows), generator=generator), generator
+
+    def rows_of_batch(self, epoch: int, number: int) -> np.ndarray:
+        """The rows of train.npy that are in a batch (counted from 0) of an epoch, in all processes."""
+        size = self.arguments.batch_size
+        return self.rows[self.draw_order(epoch)[0][number * size:(number + 1) * size].numpy()]
+
     def draw_epoch(self, epoch: int):
         """Yield (batch, share, records) for every batch of an epoch.
 
         batch: (ecg, beat, masked ecg, masked beat, trend) on the device; share: this process's part of the batch
         over an equal part, so 1 for a single process; records: in the batch, in all processes.
         """
-        generator = torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.rows), generator=generator)
+        order, generator = self.draw_order(epoch)
         chance = torch.rand(len(order), generator=generator)
         r_peaks = self.beats[order, (chance * self.number_of_beats[order]).long()].to(self.device)
         masks = [draw_masks(self.arguments.mask_ratio, generator) for _ in range(len(self))]

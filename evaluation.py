@@ -16,22 +16,30 @@ TRIVIAL = "trivial: "                   # what the columns of the baselines' sco
 SUPERCLASSES = ("MI", "STTC", "CD", "HYP")
 LEAST_RECORDS = 20                      # of a statement, to be reported
 PHASES = {name: 1 + place for place, name in enumerate(ludb.PHASES) if name != "PQ"}    # those that are matched
+HEADLINES = {"detection": "detection_auroc", "localization_pooled": "localization_auroc_pooled",
+             "localization_per_record": "localization_auroc_per_record",
+             "localization_phase_matched": "localization_auroc_phase_matched"}      # as results.json names the values
 EXAMPLE_DIAGNOSES = 4                   # whose records are drawn, the most frequent ones
 
 
 @dataclass
 class Benchmark:
-    """Truth of the localization benchmark, (records, 4800, leads): labels, and phases or None; diagnoses or None."""
+    """Truth of the localization benchmark, (records, 4800, leads): labels, and phases or None; diagnoses or None.
+
+    scale: "low" and "high" (records, leads), the mV at -1 and 1, or None.
+    """
     labels: np.ndarray
     phases: np.ndarray | None
     diagnoses: list | None
+    scale: dict | None
     lead_names: tuple
 
 
-def crop_benchmark(labels, phases, diagnoses, lead_names) -> Benchmark:
-    """The scored part of a benchmark given over all 5000 samples."""
+def crop_benchmark(labels, details: dict | None, diagnoses, lead_names) -> Benchmark:
+    """The scored part of a benchmark given over all 5000 samples. details: of arrays.load_details, or None."""
+    phases = details and details["phases"]
     return Benchmark(np.asarray(crop_global(labels)), None if phases is None else np.asarray(crop_global(phases)),
-                     diagnoses, lead_names)
+                     diagnoses, details, lead_names)
 
 
 def group_members(table: dict, rows: np.ndarray) -> tuple:
@@ -69,7 +77,7 @@ def evaluate_detection(table: dict, column: str, groups: bool) -> dict:
 def evaluate_localization(benchmark: Benchmark, maps: np.ndarray, groups: bool) -> dict:
     """All of localization for one map: pooled, per record, phase-matched; with groups also by diagnosis and lead."""
     ranking = metrics.PointRanking(benchmark.labels, maps, metrics.draw_records(len(maps)))
-    found = {"pooled": ranking.pool(exact=True), "per_record": ranking.average_records(), "phase_matched": None}
+    found = {"pooled": ranking.pool(), "per_record": ranking.average_records(), "phase_matched": None}
     if benchmark.phases is not None:
         found["phase_matched"] = ranking.match_phases(benchmark.phases, PHASES)
     if not groups:
@@ -101,14 +109,43 @@ def evaluate(table: dict, protocols: list, benchmark: Benchmark | None, maps: di
     if benchmark is not None:
         baselines["localization"] = {name: evaluate_localization(benchmark, of_name, groups=False)
                                      for name, of_name in baseline_maps.items()}
+    compare(entries, baselines)
     return entries, baselines
+
+
+def keep_localization(entries: dict, baselines: dict, earlier: dict):
+    """Take the localization numbers of an earlier results.json over, where no maps are left to compute them from."""
+    for protocol, entry in entries.items():
+        kept = earlier[protocol]
+        entry["localization"] = kept["localization"]
+        entry.update(headline(entry))
+        entry["beyond_trivial"] |= {number: found for number, found in kept["beyond_trivial"].items()
+                                    if number != "detection"}
+    if "localization" in earlier["baselines"]:
+        baselines["localization"] = earlier["baselines"]["localization"]
+
+
+def compare(entries: dict, rivals: dict):
+    """Add to each protocol "beyond_trivial": its headline numbers less the best trivial score's, paired.
+
+    entries: {protocol: its numbers}; rivals: what evaluate() says of the baselines.
+    """
+    trivial = {name: headline_estimates(found, None) for name, found in rivals["detection"].items()}
+    trivial |= {name: headline_estimates(None, found) for name, found in rivals.get("localization", {}).items()}
+    for entry in entries.values():
+        entry["beyond_trivial"] = {}
+        for number, value in headline_estimates(entry["detection"], entry["localization"]).items():
+            held = {name: found[number] for name, found in trivial.items() if found[number]}
+            if value and held:
+                best = max(held, key=lambda name: held[name]["value"])
+                entry["beyond_trivial"][number] = {"rival": best,
+                                                   "difference": metrics.difference(value, held[best])}
 
 
 def headline(found: dict) -> dict:
     """The AUROCs that the table shows, as plain numbers: {"detection_auroc": ..., "localization_auroc_pooled": ...}."""
-    numbers = headline_estimates(found.get("detection"), found.get("localization"))
-    return {name.replace("detection", "detection_auroc").replace("localization", "localization_auroc"):
-            value and value["value"] for name, value in numbers.items()}
+    numbers = headline_estimates(found["detection"], found["localization"])
+    return {HEADLINES[number]: value and value["value"] for number, value in numbers.items()}
 
 
 def headline_estimates(detection: dict | None, localization: dict | None) -> dict:

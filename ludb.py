@@ -3,7 +3,7 @@
 LUDB 1.0.1 (Kalyakulina et al. 2020, IEEE Access 8:186181; PhysioNet) holds 200 twelve-lead ECGs of 10 s at 500 Hz.
 Cardiologists marked onset and offset of every P, QRS and T in every lead, and wrote diagnoses, many of them by wall.
 Neither says which points are abnormal: RULES does, a row an abnormality, each with its reason. A point that no wave
-and no gap between two waves holds has no truth and is arrays.EXCLUDED.
+and no gap between two waves holds has no truth and is arrays.EXCLUDED, and so is what UNPLACED leaves open.
 """
 from collections import Counter
 from dataclasses import dataclass
@@ -16,11 +16,12 @@ from signals import LEAD_NAMES, RECORD_LENGTH, RecordError
 from utils import UserError
 
 SAMPLING_RATE = 500                                             # Hz, of the files
-VERSIONS = {200: "1.0.1"}                                       # by number of records
+VERSIONS = {200: "1.0.0 or 1.0.1"}                              # by number of records, which these share
 PHASES = ("P", "PQ", "QRS", "ST", "T", "TP")                    # a beat; its code is 1 + the index
 WAVES = {"p": "P", "N": "QRS", "t": "T"}                        # as the annotation files write them
 GAPS = {("P", "QRS"): "PQ", ("QRS", "T"): "ST", ("T", "P"): "TP", ("T", "QRS"): "TP"}      # between two waves
 HEADING = "<diagnoses>:"                                        # the header's comments after it are the diagnoses
+# The leads that look at each wall, by the usual convention; neighbouring walls share leads.
 WALLS = {"inferior": ("II", "III", "aVF"), "septal": ("V1", "V2"), "anterior": ("V2", "V3", "V4"),
          "apical": ("V4", "V5"), "lateral": ("I", "aVL", "V5", "V6"), "posterior": ("V1", "V2", "V3")}
 BY_WALL = ()                                                    # a rule's leads: those of the wall that is named
@@ -75,12 +76,12 @@ RULES = (
     Rule("repolarization", "non-specific repolarization abnormality", ("Non-specific repolarization abnormalities",),
          ("T",), BY_WALL, "A flat, low or inverted T wave without the signs of a cause (Rautaharju 2009)."),
 )
-# Not placed, and so normal in these labels as far as no rule marks them:
-# - extrasystoles, aberrant conduction, atrial pacing, P-synchrony, wandering pacemaker: LUDB does not say which beats;
-# - third-degree AV block, sinoatrial block: what is wrong lies between P and QRS, or in beats that are absent, not in
-#   a wave;
-# - early repolarization: LUDB does not say in which leads, and it is mostly a variant of the normal (Rautaharju 2009);
-# - sinus rhythms of any rate and the axis, which are no abnormality of a wave.
+# Abnormalities that LUDB does not place: it does not say which beats, or what is wrong is a beat that is absent. What
+# no rule marks in such a record may be abnormal, so it has no truth.
+UNPLACED = ("Ventricular extrasystole", "Atrial extrasystole", "Aberrant conduction", "UNIpolar atrial pacing",
+            "P-synchrony", "Wandering atrial pacemaker", "III degree AV-block", "Sinoatrial blockade")
+# Nothing is marked for early repolarization, mostly a variant of the normal (Rautaharju 2009), for sinus rhythms of any
+# rate, and for the axis, which is no abnormality of a wave.
 
 
 def leads_of(rule: Rule, diagnosis: str) -> tuple:
@@ -107,9 +108,10 @@ def rule_marks(rule: Rule, phases: np.ndarray, diagnoses) -> np.ndarray:
 def mark(phases: np.ndarray, diagnoses) -> np.ndarray:
     """The labels of a record: uint8 of the shape of phases, (samples, 12).
 
-    1 where a rule marks the point, 0 where none does, EXCLUDED where it has no phase.
+    1 where a rule marks the point, else EXCLUDED where it has no phase or a diagnosis is UNPLACED, else 0.
     """
-    labels = np.where(phases == 0, EXCLUDED, 0).astype(np.uint8)
+    unplaced = any(diagnosis.startswith(UNPLACED) for diagnosis in diagnoses)
+    labels = np.where((phases == 0) | unplaced, EXCLUDED, 0).astype(np.uint8)
     for rule in rules_of(diagnoses):
         labels[rule_marks(rule, phases, diagnoses)] = 1
     return labels
@@ -212,7 +214,7 @@ class Audit:
     def __init__(self, records: int, missing: int):
         by_phase = {phase: {"points": 0, "marked": 0} for phase in PHASES}
         self.summary = {"records": records, "missing": missing, "lost": 0, "no R peak": 0, "with marks": 0,
-                        "points": 0, "annotated": 0, "marked": 0, "phases": by_phase,
+                        "points": 0, "annotated": 0, "scored": 0, "marked": 0, "phases": by_phase,
                         "rules": {rule.key: {"records": 0, "points": 0} for rule in RULES}, "unplaced": {}}
         self.unplaced = Counter()
 
@@ -220,7 +222,8 @@ class Audit:
         """Count a record in. phases and labels: (5000, 12), the labels by mark()."""
         marked = labels == 1
         counts = {"no R peak": not len(r_peaks), "with marks": marked.any(), "points": phases.size,
-                  "annotated": np.count_nonzero(phases), "marked": np.count_nonzero(marked)}
+                  "annotated": np.count_nonzero(phases), "scored": np.count_nonzero(labels != EXCLUDED),
+                  "marked": np.count_nonzero(marked)}
         for name, count in counts.items():
             self.summary[name] += int(count)
         for code, of_phase in enumerate(self.summary["phases"].values(), 1):
@@ -240,8 +243,8 @@ def print_audit(audit: dict, lost: list):
     annotated = max(audit["annotated"], 1)
     print(f"\nLUDB: {audit['records']} records, {audit['missing']} missing, {audit['lost']} lost; {written} in the "
           f"benchmark, {audit['with marks']} of them with marked points, {audit['no R peak']} without an R peak")
-    print(f"points: {audit['annotated']:,} of {audit['points']:,} annotated, {audit['marked']:,} of these marked "
-          f"({audit['marked'] / annotated:.1%}); the others are excluded")
+    print(f"points: {audit['annotated']:,} of {audit['points']:,} annotated, {audit['scored']:,} of these with a "
+          f"truth, {audit['marked']:,} of these marked; the others are excluded")
     for phase, count in audit["phases"].items():
         print(f"  {phase:<58}{count['points']:>10,} points{count['marked'] / max(count['points'], 1):>8.1%} marked")
     titles = {rule.key: rule.title for rule in RULES}

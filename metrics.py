@@ -1,15 +1,15 @@
 """How good scores are, and how sure one can be: AUROC and average precision with bootstrap intervals over records.
 
-Pure functions. Everywhere a higher score is more anomalous and label 1 is anomalous. Whatever is estimated is a dict
-{"value", "low", "high"} with the 95 % percentile interval of 2,000 resamples of the records, points of a record
-staying together (Efron & Tibshirani 1993, chapter 13), or None where it is not defined. All scores of a split see the
-same resamples, so that differences can be paired.
+Pure functions. Everywhere a higher score is more anomalous and label 1 is anomalous. Whatever is estimated is an
+Estimate with the 95 % percentile interval of 2,000 resamples of the records, points of a record staying together (Efron
+& Tibshirani 1993, chapter 13), or None where it is not defined. All scores of a split see the same resamples, so that
+differences are paired.
 """
 import numpy as np
 
 DRAWS = 2000
 INTERVAL = (2.5, 97.5)              # percent
-POINT_BINS = 1024                   # of equally many points, for the resamples of maps; moves an AUROC by < 1e-4
+POINT_BINS = 1024                   # of equally many points, for the resamples of maps alone; moves an AUROC by < 1e-4
 BINNING_SAMPLE = 1_000_000          # points that the bins are drawn from
 CURVE = np.linspace(0, 1, 201)      # false positive rates and recalls at which curves are drawn
 SENSITIVITY = 0.9                   # that the first operating point asks for
@@ -53,19 +53,38 @@ def average_precision(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
 MEASURES = {"auroc": auroc, "average_precision": average_precision}
 
 
-def estimate(value, draws: np.ndarray) -> dict | None:
-    """{"value", "low", "high"} of a value and its resamples (draws,); resamples without a class are left out."""
-    draws = draws[np.isfinite(draws)]
-    if not np.isfinite(value) or not len(draws):
+class Estimate(dict):
+    """{"value", "low", "high"}, as results.json holds it. draws: (draws,) the resamples behind it."""
+
+    def __init__(self, value: float, low: float | None, high: float | None, draws: np.ndarray):
+        super().__init__(value=value, low=low, high=high)
+        self.draws = draws
+
+
+def estimate(value, draws: np.ndarray, records: int = 2) -> Estimate | None:
+    """The Estimate of a value and its resamples (draws,), of which those without a class (NaN) are left out.
+
+    records: how many there are of the rarer kind; a single one has no interval (None), as resampling cannot vary it.
+    """
+    defined = draws[np.isfinite(draws)]
+    if not np.isfinite(value):
         return None
-    low, high = np.percentile(draws, INTERVAL)
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    if records < 2 or not len(defined):
+        return Estimate(float(value), None, None, draws)
+    low, high = np.percentile(defined, INTERVAL)
+    return Estimate(float(value), float(low), float(high), draws)
+
+
+def difference(one: Estimate, other: Estimate) -> Estimate:
+    """one - other, paired: both must come from the same resamples."""
+    return estimate(one["value"] - other["value"], one.draws - other.draws)
 
 
 def rank_records(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict:
     """AUROC and average precision of records: labels and scores (N,), weights (draws, N) of draw_records."""
     counts, drawn = count_by_score(labels, scores), count_by_score(labels, scores, weights)
-    return {name: estimate(measure(*counts), measure(*drawn)) for name, measure in MEASURES.items()}
+    rarer = min(np.count_nonzero(labels == kind) for kind in (0, 1))
+    return {name: estimate(measure(*counts), measure(*drawn), rarer) for name, measure in MEASURES.items()}
 
 
 def rank_groups(labels: np.ndarray, scores: np.ndarray, members: dict, weights: np.ndarray) -> dict:
@@ -91,8 +110,8 @@ class PointRanking:
     def __init__(self, labels: np.ndarray, maps: np.ndarray, weights: np.ndarray):
         self.labels, self.maps, self.weights = labels, maps, weights
         self.scored = labels <= 1
-        step = max(1, maps.size // BINNING_SAMPLE)
-        edges = np.unique(np.quantile(maps.ravel()[::step], np.linspace(0, 1, POINT_BINS + 1)[1:-1]))
+        sample = maps.reshape(-1)[np.random.default_rng(0).integers(0, maps.size, BINNING_SAMPLE)]
+        edges = np.unique(np.quantile(sample, np.linspace(0, 1, POINT_BINS + 1)[1:-1]))
         self.bins = np.searchsorted(edges, maps.reshape(len(maps), -1), side="right").astype(np.uint16)
         self.number_of_bins = len(edges) + 1
 
@@ -102,19 +121,18 @@ class PointRanking:
         return np.stack([np.bincount(bins[mask], minlength=self.number_of_bins)
                          for bins, mask in zip(self.bins, chosen)]).astype(np.float32)
 
-    def pool(self, chosen=True, positive=None, exact: bool = False) -> dict:
+    def pool(self, chosen=True, positive=None) -> dict:
         """AUROC and average precision over all chosen points of all records together.
 
-        chosen: mask that broadcasts to the maps; positive: which of them count as anomalous (default: as labelled);
-        exact: compute the values from every distinct score, not from bins.
+        chosen: mask that broadcasts to the maps; positive: which of them count as anomalous (default: as labelled).
         """
         chosen = self.scored & chosen
         positive = self.labels == 1 if positive is None else positive
         counts = tuple(self._histograms(chosen & kind) for kind in (positive, ~positive))
-        values = (count_by_score(np.broadcast_to(positive, chosen.shape)[chosen], self.maps[chosen]) if exact else
-                  [count.sum(axis=0, dtype=np.float64) for count in counts])
+        values = count_by_score(positive[chosen], self.maps[chosen])
         drawn = [(self.weights @ count).astype(np.float64) for count in counts]
-        return {name: estimate(measure(*values), measure(*drawn)) for name, measure in MEASURES.items()}
+        contributing = min(np.count_nonzero(count.any(axis=1)) for count in counts)
+        return {name: estimate(measure(*values), measure(*drawn), contributing) for name, measure in MEASURES.items()}
 
     def each_record(self) -> np.ndarray:
         """AUROC and average precision of each record's own points, (records, 2); NaN where they are of one kind."""
@@ -137,19 +155,13 @@ class PointRanking:
     def match_phases(self, phases: np.ndarray, names: dict) -> dict:
         """AUROC within one phase of the beat at a time, and their "mean" over the phases that have both kinds.
 
-        phases: (records, samples, leads); names: {phase: its value}. The place in the beat is worth nothing here.
+        phases: (records, samples, leads); names: {phase: its value}. The place in the beat is worth nothing here; which
+        record and which lead is abnormal still is.
         """
-        found, drawn, values = {}, [], []
-        for name, code in names.items():
-            chosen = self.scored & (phases == code)
-            counts = [self._histograms(chosen & kind) for kind in (self.labels == 1, self.labels == 0)]
-            value = auroc(*(count.sum(axis=0, dtype=np.float64) for count in counts))
-            resampled = auroc(*((self.weights @ count).astype(np.float64) for count in counts))
-            found[name] = estimate(value, resampled)
-            if found[name]:
-                values.append(value)
-                drawn.append(resampled)
-        found["mean"] = estimate(np.mean(values), np.mean(drawn, axis=0)) if values else None
+        found = {name: self.pool(phases == code)["auroc"] for name, code in names.items()}
+        defined = [value for value in found.values() if value]
+        found["mean"] = estimate(np.mean([value["value"] for value in defined]),
+                                 np.mean([value.draws for value in defined], axis=0)) if defined else None
         return found
 
 

@@ -8,6 +8,8 @@ know by self-attention over their joined tokens; a third decoder restores the re
 Every signal is (batch, samples, leads) outside the network and (batch, channels, 1, samples) inside it, channels last
 in memory: the same bytes, and the layout in which convolutions are fastest. They compute what Conv1d layers would.
 """
+import io
+
 import numpy as np
 import torch
 import torch.nn as nn
@@ -26,6 +28,8 @@ TREND_LAG = 5                               # samples, 10 ms at 500 Hz
 # A checkpoint of others may hold its metrics as numpy scalars, harmless but refused by weights_only on their own.
 NUMPY_SCALARS = [np.dtype, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np._core.multiarray.scalar,
                  *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4"))]
+# What train.py notes of each epoch, in history.csv and in its checkpoints.
+HISTORY = ("epoch", "loss", "loss_global", "loss_local", "loss_trend", "lr", "val_auroc", "test_auroc", "seconds")
 
 
 def build_encoder(leads: int, hidden: int) -> nn.Sequential:
@@ -189,14 +193,17 @@ def save_checkpoint(path, model: MCF, **facts):
     facts: config, epoch, metrics, ... under these names beside "model_state_dict".
     """
     content = {"model_state_dict": {name: value.cpu() for name, value in model.state_dict().items()}, **facts}
-    write_atomically(path, lambda file: torch.save(content, file))
+    whole = io.BytesIO()                # torch.save to a file says nothing of the disk when it is full
+    torch.save(content, whole)
+    write_atomically(path, lambda file: file.write(whole.getbuffer()))
 
 
 def load_checkpoint(path) -> tuple:
     """Read a checkpoint of ours or of the published implementation: (model on the CPU, all else that it holds).
 
-    The numbers of leads and of hidden channels follow from the weights. Nothing but plain types and tensors is
-    unpickled. Raises UserError where the file is missing, unsafe, damaged, or not of this network.
+    The numbers of leads and of hidden channels follow from the weights, which may be of half precision. Nothing but
+    plain types and tensors is unpickled. Raises UserError where the file is missing, unsafe, damaged, not of this
+    network, or holds a weight that is not finite.
     """
     try:
         with torch.serialization.safe_globals(NUMPY_SCALARS):
@@ -215,4 +222,11 @@ def load_checkpoint(path) -> tuple:
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         raise UserError(f"{path} does not hold the weights of this network ({type(error).__name__}); "
                         "name another checkpoint, or train it again") from error
+    if not weights_are_finite(model):
+        raise UserError(f"{path} holds weights that are NaN or infinite; name another checkpoint, or train it again")
     return model, content
+
+
+def weights_are_finite(model: nn.Module) -> bool:
+    """Whether all weights and running statistics are finite. Waits for the device once."""
+    return bool(torch.stack([value.isfinite().all() for value in model.state_dict().values()]).all())

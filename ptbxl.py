@@ -62,9 +62,10 @@ def load_ptbxl(ptbxl_path: Path, sampling_rate: int, limit: int | None) -> pd.Da
         try:
             ecg_id, fold = int(row["ecg_id"]), int(row["strat_fold"])
             codes = tuple(ast.literal_eval(row["scp_codes"]).keys())
-            if not 1 <= fold <= TEST_FOLD:
-                raise ValueError(f"fold {fold}")
-        except (ValueError, SyntaxError, TypeError, AttributeError, OverflowError) as error:
+            if not 1 <= fold <= TEST_FOLD or not all(isinstance(code, str) for code in codes):
+                raise ValueError(f"fold {fold}, statements {codes}")
+        except (ValueError, SyntaxError, TypeError, AttributeError, ArithmeticError, MemoryError, RecursionError
+                ) as error:         # literal_eval raises the last two on deep nesting
             raise UserError(f"{table_path}: record {row['ecg_id']} has an unreadable ecg_id, scp_codes or strat_fold; "
                             "download it again") from error
         superclasses = tuple(sorted({diagnostic_class[code] for code in codes if code in diagnostic_class}))

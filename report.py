@@ -5,6 +5,7 @@ again (test.py --from_results). The numbers are evaluation.py's, the drawing is 
 """
 import csv
 import functools
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -13,16 +14,16 @@ import numpy as np
 
 import figures
 import metrics
-from arrays import EXCLUDED, load_npy
+from arrays import EXCLUDED, fingerprint, load_npy
 from baselines import MEDIAN_BEAT
 from dataloader import crop_global
 from evaluation import TRIVIAL, Benchmark, headline_estimates
-from utils import UserError, save_json, write_atomically
+from utils import UserError, pack_json, sha256_of, write_atomically
 
 SCORES_FILE, RESULTS_FILE, EXAMPLES_FILE = "detection_scores.csv", "results.json", "examples.npz"
 FACTS = {"split": str, "ecg_id": str, "label": int, "superclasses": str, "statements": str}  # columns beside the scores
-HEADLINES = {"detection": "detection", "localization_pooled": "localization, pooled",
-             "localization_per_record": "loc., per record", "localization_phase_matched": "loc., phase-matched"}
+TITLES = {"detection": "detection", "localization_pooled": "localization, pooled",
+          "localization_per_record": "loc., per record", "localization_phase_matched": "loc., phase-matched"}
 
 
 def maps_path(folder, protocol: str) -> Path:
@@ -55,10 +56,12 @@ def pack_table(table: dict) -> bytes:
     return text.getvalue().encode()
 
 
-def read_table(folder) -> dict:
-    """Read detection_scores.csv back. Raises UserError."""
+def read_table(folder, sha256: str) -> dict:
+    """Read detection_scores.csv back. Raises UserError where it is not the one that results.json was written with."""
     path = Path(folder) / SCORES_FILE
     try:
+        if sha256_of(path) != sha256:
+            raise ValueError("not the one of results.json")
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file, strict=True))
         table = {name: np.array([FACTS.get(name, float)(row[name]) for row in rows]) for name in rows[0]}
@@ -77,50 +80,59 @@ def read_table(folder) -> dict:
 
 
 def read_results(folder) -> dict:
-    """Read results.json back. Raises UserError."""
+    """Read results.json back. Raises UserError where it is not a report of one checkpoint, or of several ("runs")."""
     path = Path(folder) / RESULTS_FILE
     try:
-        return json.loads(path.read_text())
+        results = json.loads(path.read_text())
+        if "runs" not in results and not {"scores", "maps", "examples", "arrays", "checkpoint"} <= set(results):
+            raise ValueError("not a report of test.py")
+        return results
     except FileNotFoundError:
         raise UserError(f"{path} is missing; name a folder that test.py wrote with --from_results") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not readable JSON ({str(error)[:80]}); make it again with test.py") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a readable report ({str(error)[:80]}); make it again with test.py") from error
 
 
 def show(value: dict | None) -> str:
     """An estimate as text."""
-    return f"{value['value']:.4f} [{value['low']:.3f}, {value['high']:.3f}]" if value else "-"
+    if value is None:
+        return "-"
+    return f"{value['value']:.4f}" + (f" [{value['low']:.3f}, {value['high']:.3f}]" if value["low"] is not None else "")
 
 
 def print_table(entries: dict, baselines: dict):
-    """Print the AUROCs with their intervals, a row a protocol and a trivial score, and which are not better."""
+    """Print the AUROCs with their intervals, a row a protocol and a trivial score, and what is beyond the trivial."""
     lines = {name: headline_estimates(entry["detection"], entry["localization"]) for name, entry in entries.items()}
-    trivial = {name: headline_estimates(found, None) for name, found in baselines["detection"].items()}
-    trivial |= {name: headline_estimates(None, found) for name, found in baselines.get("localization", {}).items()}
-    print(f"\n{'AUROC [95 % interval]':<32}" + "".join(f"{title:>24}" for title in HEADLINES.values()))
-    for name, values in {**lines, **{f"{TRIVIAL}{name}": values for name, values in trivial.items()}}.items():
-        print(f"{name:<32}" + "".join(f"{show(values[number]):>24}" for number in HEADLINES))
+    lines |= {f"{TRIVIAL}{name}": headline_estimates(found, None) for name, found in baselines["detection"].items()}
+    lines |= {f"{TRIVIAL}{name}": headline_estimates(None, found)
+              for name, found in baselines.get("localization", {}).items()}
+    print(f"\n{'AUROC [95 % interval]':<32}" + "".join(f"{title:>24}" for title in TITLES.values()))
     for name, values in lines.items():
-        for number, title in HEADLINES.items():
-            beaten_by = [f"{other} ({found[number]['value']:.4f})" for other, found in trivial.items()
-                         if values[number] and found[number] and found[number]["value"] >= values[number]["value"]]
-            if beaten_by:
-                print(f"not a result: {title} under {name} does not beat {', '.join(beaten_by)}")
+        print(f"{name:<32}" + "".join(f"{show(values[number]):>24}" for number in TITLES))
+    for name, entry in entries.items():
+        for number, found in entry["beyond_trivial"].items():
+            gap = found["difference"]
+            sure = gap["low"] is not None and gap["low"] > 0
+            print(f"{name}, {TITLES[number]}: {gap['value']:+.4f}" + (f" [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+                  if gap["low"] is not None else "") + f" beyond the best trivial score, {found['rival']}"
+                  + ("" if sure else ": NOT A RESULT"))
 
 
 def print_details(entries: dict):
-    """Print what stands behind the headline: operating points, superclasses, phases, diagnoses."""
+    """Print what stands behind the headline: operating points, superclasses, diagnoses, phases."""
     for protocol, entry in entries.items():
         detection, localization = entry["detection"], entry["localization"] or {}
         for name, point in (detection["operating_points"] or {}).items():
             print(f"{protocol}, {name.replace('_', ' ')} on fold 9: " + ", ".join(
                 f"{measure} {show(point[measure])}" for measure in ("sensitivity", "specificity", "precision", "f1")))
-        parts = [(detection["by_superclass"], "superclass"), (localization.get("by_diagnosis", {}), "diagnosis")]
-        for groups, kind in parts:
+        for groups, kind in ((detection["by_superclass"], "superclass"),
+                             (localization.get("by_diagnosis", {}), "diagnosis")):
             for name, found in groups.items():
                 print(f"{protocol}, {kind} {name} ({found['records']} records): {show(found['auroc'])}")
         for name, found in (localization.get("phase_matched") or {}).items():
-            print(f"{protocol}, within {name} points: {show(found)}")
+            print(f"{protocol}, {'mean over phases' if name == 'mean' else f'within {name} points'}: {show(found)}")
+    if not any(entry["detection"]["by_superclass"] for entry in entries.values()):
+        print("superclasses and statements are skipped: no table beside test.npy tells them")
 
 
 def print_counts(counts: dict):
@@ -140,11 +152,14 @@ def print_checkpoint(checkpoint: dict):
         print("weights: none, the network is untrained")
         return
     if config is None:
-        print("the weights do not say on which records they were trained, nor how their epoch was chosen")
+        print("the weights do not say on which records they were trained, nor how their epoch was chosen; operating "
+              "points are biased where fold 9 was among them")
         return
     optimistic = {"test": ", the test set: optimistic", "last": ""}.get(config["select"], ", fold 9")
     print(f"weights: trained under {config['protocol']}, epoch {checkpoint['epoch']} of {config['epochs']}, "
           f"chosen by {config['select']}{optimistic}")
+    if config["protocol"] == "paper":
+        print("fold 9's normals were trained on: operating points chosen there are biased")
 
 
 def print_report(entries: dict, baselines: dict, about: dict):
@@ -158,11 +173,17 @@ def print_report(entries: dict, baselines: dict, about: dict):
 
 
 def write_report(output: Path, results: dict, table: dict, maps: dict, examples: dict | None):
-    """Write detection_scores.csv, the maps, the restored examples, and results.json last, each atomically.
+    """Write all files of a report, each atomically; results.json goes first and comes last, and names the others.
 
     examples: {"protocol", "rows": of choose_examples, "restored": (n, 4800, leads)}, or None.
     """
     scores = pack_table(table)
+    results = {**results, "scores": hashlib.sha256(scores).hexdigest(), "examples": bool(examples),
+               "maps": {protocol: fingerprint(found) for protocol, found in maps.items()}}
+    text = pack_json(results)
+    for path in (output / RESULTS_FILE, output / EXAMPLES_FILE, *output.glob(maps_path("", "*").name)):
+        if path.exists() and path not in (maps_path(output, protocol) for protocol in maps):
+            path.unlink()
     write_atomically(output / SCORES_FILE, lambda file: file.write(scores))
     for protocol, found in maps.items():
         write_atomically(maps_path(output, protocol), functools.partial(np.save, arr=found))
@@ -170,32 +191,31 @@ def write_report(output: Path, results: dict, table: dict, maps: dict, examples:
         rows, names, titles = zip(*examples["rows"])
         write_atomically(output / EXAMPLES_FILE, lambda file: np.savez_compressed(
             file, protocol=examples["protocol"], rows=rows, names=names, titles=titles, restored=examples["restored"]))
-    save_json(output / RESULTS_FILE, results)
+    write_atomically(output / RESULTS_FILE, lambda file: file.write(text))
 
 
-def read_maps(folder, protocols: list, shape: tuple) -> dict:
-    """The saved localization maps {protocol: (records, 4800, leads)} that are there. Raises UserError."""
-    maps = {protocol: load_npy(maps_path(folder, protocol)) for protocol in protocols
-            if maps_path(folder, protocol).exists()}
-    for protocol, found in maps.items():
-        if found.shape != shape or found.dtype != np.float32 or not np.isfinite(found).all():
-            raise UserError(f"{maps_path(folder, protocol)} does not hold finite float32 maps of shape {shape}, as the "
-                            "benchmark asks for; score the checkpoint again with --save_maps 1")
+def read_maps(folder, saved: dict, shape: tuple) -> dict:
+    """The localization maps {protocol: (records, 4800, leads)} that results.json names. Raises UserError."""
+    maps = {}
+    for protocol, identity in saved.items():
+        path = maps_path(folder, protocol)
+        maps[protocol] = load_npy(path)
+        if maps[protocol].shape != shape or fingerprint(maps[protocol]) != identity:
+            raise UserError(f"{path} does not hold the maps that {RESULTS_FILE} beside it was written with; score the "
+                            "checkpoint again with --save_maps 1")
     return maps
 
 
-def read_examples(folder) -> dict | None:
-    """The restored examples that write_report kept, or None. Raises UserError."""
+def read_examples(folder) -> dict:
+    """The restored examples that write_report kept. Raises UserError."""
     path = Path(folder) / EXAMPLES_FILE
-    if not path.exists():
-        return None
     try:
         with np.load(path, allow_pickle=False) as stored:
             rows = list(zip(stored["rows"].tolist(), stored["names"].tolist(), stored["titles"].tolist()))
             return {"protocol": str(stored["protocol"]), "rows": rows, "restored": stored["restored"]}
     except Exception as error:          # numpy and zipfile raise whatever a damaged file makes them trip over
-        raise UserError(f"{path} is not readable ({type(error).__name__}); delete it, or score the checkpoint again "
-                        "with --save_maps 1") from error
+        raise UserError(f"{path} is not readable ({type(error).__name__}); score the checkpoint again with "
+                        "--save_maps 1") from error
 
 
 def draw_report(output: Path, table: dict, entries: dict, history: list):
@@ -217,6 +237,7 @@ def draw_report(output: Path, table: dict, entries: dict, history: list):
         groups = {}
         for protocol, entry in entries.items():
             for name, found in ((entry[part] or {}).get(f"by_{kind}") or {}).items():
+                found = found or {}             # a lead may have points of one kind alone
                 label = f"{found.get('title', name)} (n={found['records']})" if "records" in found else name
                 groups.setdefault(label, {})[protocol] = found.get("auroc", found)
         if groups:
@@ -225,9 +246,9 @@ def draw_report(output: Path, table: dict, entries: dict, history: list):
         figures.draw_learning_curves(history, output)
 
 
-def draw_examples(output: Path, benchmark: Benchmark, signals: np.ndarray, scale: dict | None, maps: dict,
-                  examples: dict):
-    """Draw the restored examples. signals: the benchmark's (records, 5000, leads); scale: their mV, or None."""
+def draw_examples(output: Path, benchmark: Benchmark, signals: np.ndarray, maps: dict, examples: dict):
+    """Draw the restored examples. signals: the benchmark's (records, 5000, leads)."""
+    scale = benchmark.scale
     for (row, name, title), restored in zip(examples["rows"], examples["restored"]):
         signal = crop_global(signals[row:row + 1])[0]
         if scale is not None:

@@ -49,7 +49,8 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
     signals: (records, 5000, leads), memory-mapped, or a tensor on the device; r_peaks: of every record;
     beats_per_record: only that many beats of each, evenly chosen (default all); amp: "bf16" lets the convolutions
     compute in bfloat16. The model is put in eval mode for the time, and back. Every process scores its share of the
-    records and returns the scores of all. Raises UserError where a record or a score is not finite.
+    records and returns the scores of all. A GPU short of memory gets smaller batches, which does not change the
+    scores. Raises UserError where a record or a score is not finite.
     """
     beats, real = zip(*map(valid_beats, r_peaks))
     beats = [thin_out(positions, beats_per_record) for positions in beats]
@@ -60,16 +61,20 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
     torch.backends.cudnn.benchmark = False          # batches of many sizes: a search for algorithms would not pay
     fused = FusedMCF(model.eval(), torch.bfloat16 if amp == "bf16" else torch.float32)
     at_once = RECORDS_AT_ONCE[device.type]
-    blocks = range(parallel.RANK * at_once, len(signals), parallel.PROCESSES * at_once)
-    for start in tqdm(blocks, desc=f"{protocol}, {split}", unit="batch", leave=False, disable=parallel.RANK > 0):
-        some = slice(start, start + at_once)
+
+    def score_rows(some: slice, beats_at_once: int):
         records = (signals[some] if torch.is_tensor(signals) else
                    send(read_rows(signals, np.arange(len(signals))[some], SIGNAL_FILES[split]), device))
         if protocol == "clean":
             records = normalize_records(records)
-        scores[some], found = score_records(fused, records, beats[some], masks, protocol, with_maps)
+        scores[some], found = score_records(fused, records, beats[some], masks, protocol, with_maps, beats_at_once)
         if with_maps:
             maps[some] = smooth_maps(found).cpu().numpy()
+
+    blocks = range(parallel.RANK * at_once, len(signals), parallel.PROCESSES * at_once)
+    size = BatchSize(at_once, BEATS_AT_ONCE[device.type])
+    for start in tqdm(blocks, desc=f"{protocol}, {split}", unit="batch", leave=False, disable=parallel.RANK > 0):
+        within_memory(score_rows, start, min(start + at_once, len(signals)), size)
     model.train(was_training)
     scores = parallel.add_up(scores).cpu().numpy().astype(np.float64)
     if with_maps and parallel.PROCESSES > 1:
@@ -80,6 +85,36 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
     return Scores(scores, maps, sum(not len(found) for found in r_peaks), len(signals) - sum(real))
 
 
+@dataclass
+class BatchSize:
+    """How many records and beats are scored at once."""
+    records: int
+    beats: int
+
+
+def within_memory(score_rows, start: int, end: int, size: BatchSize):
+    """Call score_rows(rows as a slice, beats at once) over start:end, size.records rows a call.
+
+    Where the GPU's memory does not hold them, size is halved, for later calls too, and the same rows are scored again.
+    Raises UserError where not even one record fits.
+    """
+    while start < end:
+        some = slice(start, min(start + size.records, end))
+        try:
+            score_rows(some, size.beats)
+            start, full = some.stop, False
+        except torch.OutOfMemoryError:
+            full = True
+        if full:            # after the except clause, which holds what the failed call had allocated
+            if size.records == size.beats == 1:
+                raise UserError("the GPU's free memory does not hold the scoring of one record; end what else runs on "
+                                "it, or choose --device cpu")
+            size.records, size.beats = max(1, size.records // 2), max(1, size.beats // 2)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            tqdm.write(f"out of GPU memory: going on with {size.records} records and {size.beats} beats at once")
+
+
 def thin_out(positions: np.ndarray, count: int | None) -> np.ndarray:
     """At most count of the positions, the middles of as many equal parts; all of them where count is None."""
     if count is None or len(positions) <= count:
@@ -88,18 +123,18 @@ def thin_out(positions: np.ndarray, count: int | None) -> np.ndarray:
 
 
 def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: list, protocol: str,
-                  with_maps: bool) -> tuple:
+                  with_maps: bool, beats_at_once: int) -> tuple:
     """Score a handful of records: (scores (R,), unsmoothed maps (R, 4800, leads) or None), both on the device.
 
     records: (R, 5000, leads) as the network shall see them; beats: R-peak positions of each; masks: global (P, 4800)
-    and local (P, 480).
+    and local (P, 480); beats_at_once: in a pass through the decoders.
     """
-    device, at_once = records.device, BEATS_AT_ONCE[records.device.type]
+    device = records.device
     ecg = crop_global(records)
     trend_begun = model.begin_trend(model.encode_trend(compute_trend(ecg)))
     owners = send(np.repeat(np.arange(len(beats)), [len(found) for found in beats]), device)
     positions = send(np.concatenate(beats), device)
-    chunks = -(-len(owners) // at_once)
+    chunks = -(-len(owners) // beats_at_once)
     number = send(np.array([len(found) for found in beats]), device)            # beats of each record
     scores = torch.zeros(len(beats), device=device)
     maps = RestorationMaps(records, len(masks[0]), protocol) if with_maps else None

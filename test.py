@@ -4,11 +4,14 @@
     python test.py --load_path ./ckpt/mymodel.pt --figures 1 --save_maps 1 --output_dir results/mymodel
     python test.py --load_path ckpt/seed0/model.pt ckpt/seed1/model.pt ckpt/seed2/model.pt    # mean and deviation
     python test.py --from_results results/mymodel --figures 1                  # all again, from the saved scores alone
+    python test.py --load_path ./ckpt/mymodel.pt --record one.hea two.csv      # recordings of one's own
 
 Prints the AUROCs with their intervals and writes results.json, detection_scores.csv and, with --save_maps 1, the
 localization maps. Where fold 9 is there it is scored too, and sets the operating points.
 """
 import argparse
+import hashlib
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +22,15 @@ import torch
 import baselines
 import evaluation
 import parallel
+import recordings
 import report
 import scoring
-from arrays import (SIGNAL_FILES, VALIDATION_FOLD, describes, details_path, fingerprint, label_path, load_details,
-                    load_manifest, load_r_peaks, load_records, open_labels, open_signals, read_rows, signal_path)
+from arrays import (SIGNAL_FILES, VALIDATION_FOLD, describes, details_path, fingerprint, iterate_rows, label_path,
+                    load_details, load_manifest, load_r_peaks, load_records, open_labels, open_signals, read_rows,
+                    signal_path)
 from dataloader import crop_global, normalize_records
 from ludb import split_diagnoses
-from model import MCF, load_checkpoint
+from model import HISTORY, MCF, load_checkpoint
 from signals import LEAD_NAMES
 from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
                    require_writable, run, save_json, sha256_of, versions)
@@ -46,16 +51,17 @@ def parse_arguments() -> argparse.Namespace:
     reporting.add_argument("--figures", type=int, choices=(0, 1), default=0, help="draw the figures, PNG and PDF")
     reporting.add_argument("--fold9", type=int, choices=(0, 1), default=1, help="0: leave fold 9 out, and with it the "
                            "operating points; saves half the time")
-    reporting.add_argument("--from_results", metavar="DIR", help="make the report again from the scores (and maps) "
-                           "saved in DIR; no network is needed, the benchmark of --data_path is")
+    reporting.add_argument("--from_results", metavar="DIR", help="make the report again from the scores and maps saved "
+                           "in DIR, with --figures and the benchmark of --data_path; no network is run, and no other "
+                           "flag matters")
+    recordings.add_flags(parser)
     running = parser.add_argument_group("running")
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: convolutions in bfloat16, "
                          "faster and less exact (default off: float32)")
     arguments = parser.parse_args()
     check_published_flags(arguments)
-    if arguments.output_dir is None:
-        arguments.output_dir = arguments.from_results or "results/"
+    arguments.output_dir = arguments.output_dir or arguments.from_results or "results/"
     return arguments
 
 
@@ -67,6 +73,10 @@ class Split:
     labels: np.ndarray                  # (records,), of the benchmark (records, 5000, leads)
     r_peaks: list
     records: dict | None
+
+    def rows(self):
+        """The records one by one, checked to be finite."""
+        return iterate_rows(self.signals, SIGNAL_FILES[self.name])
 
 
 def load_split(arguments, name: str) -> Split:
@@ -99,13 +109,12 @@ def load_splits(arguments) -> dict:
 
 def open_benchmark(arguments, split: Split) -> evaluation.Benchmark:
     """The benchmark's truth, and what tells the phases of the beat and the diagnoses, where that is known."""
-    diagnoses = None
-    if split.records and "diagnoses" in split.records:
-        diagnoses = [split_diagnoses(text) for text in split.records["diagnoses"]]
+    known = (split.records or {}).get("diagnoses")
+    diagnoses = None if known is None else [split_diagnoses(text) for text in known]
     leads = split.signals.shape[2]
     names = LEAD_NAMES if leads == len(LEAD_NAMES) else tuple(f"lead {place + 1}" for place in range(leads))
-    details = load_details(arguments.data_path, "benchmark", split.signals) or {}
-    return evaluation.crop_benchmark(split.labels, details.get("phases"), diagnoses, names)
+    return evaluation.crop_benchmark(split.labels, load_details(arguments.data_path, "benchmark", split.signals),
+                                     diagnoses, names)
 
 
 def load_model(arguments, path) -> tuple:
@@ -113,15 +122,28 @@ def load_model(arguments, path) -> tuple:
     if not arguments.load_model:
         print("--load_model 0: an untrained network is scored; its numbers only show that the pipeline runs.")
         torch.manual_seed(arguments.seed)
-        return MCF(arguments.dims, arguments.hidden), {"path": None, "sha256": None, "epoch": None, "config": None,
-                                                       "history": []}
+        return MCF(arguments.dims, arguments.hidden), {"history": [], **dict.fromkeys(("path", "sha256", "epoch", "config"))}
     model, facts = load_checkpoint(path)
     for flag, held in (("dims", model.leads), ("hidden", model.hidden)):
         if getattr(arguments, flag) != held:
             raise UserError(f"{path} was trained with --{flag} {held}, not {getattr(arguments, flag)}; "
                             f"set --{flag} {held}, or name another checkpoint")
     return model, {"path": str(path), "sha256": sha256_of(path), "epoch": facts.get("epoch"),
-                   "config": facts.get("config"), "history": facts.get("history", [])}
+                   **known_facts(facts)}
+
+
+def known_facts(facts: dict) -> dict:
+    """Epoch, config and history of a checkpoint where train.py wrote them; of another origin they are unknown."""
+    config, history = facts.get("config"), facts.get("history")
+    try:
+        json.dumps([facts.get("epoch"), config, history], allow_nan=False)
+    except (TypeError, ValueError):
+        return {"epoch": None, "config": None, "history": []}
+    if not (isinstance(config, dict) and {"protocol", "epochs", "select"} <= set(config)):
+        config = None
+    if not (isinstance(history, list) and all(isinstance(row, dict) and set(HISTORY) <= set(row) for row in history)):
+        history = []
+    return {"epoch": facts.get("epoch"), "config": config, "history": history}
 
 
 def score_protocol(model: MCF, protocol: str, splits: dict, arguments, device) -> tuple:
@@ -150,11 +172,10 @@ def score_protocol(model: MCF, protocol: str, splits: dict, arguments, device) -
 def score_baselines(arguments, splits: dict) -> dict:
     """The columns of the trivial scores, {name: one array a split of records}."""
     of_records = [split for split in splits.values() if split.name != "benchmark"]
-    found = [baselines.detection_baselines(split.signals, split.r_peaks) for split in of_records]
+    found = [baselines.detection_baselines(split.rows(), split.r_peaks) for split in of_records]
     columns = {name: [part[name] for part in found] for name in found[0]}
-    fitted = fit_median_beats(arguments)
-    if fitted is not None:
-        columns[baselines.MEDIAN_BEAT] = [baselines.score_median_beats(fitted, split.signals, split.r_peaks)
+    if (fitted := fit_median_beats(arguments)) is not None:
+        columns[baselines.MEDIAN_BEAT] = [baselines.score_median_beats(fitted, split.rows(), split.r_peaks)
                                           for split in of_records]
     return {evaluation.TRIVIAL + name: parts for name, parts in columns.items()}
 
@@ -168,7 +189,8 @@ def fit_median_beats(arguments):
         records = load_records(arguments.data_path, "train", normals)
         rows = np.arange(len(normals)) if records is None else np.flatnonzero(records["fold"] != VALIDATION_FOLD)
         if scale is not None and len(rows) > baselines.COMPONENTS:
-            return baselines.fit_median_beats(normals, scale, load_r_peaks(arguments.data_path, "train", normals), rows)
+            r_peaks = load_r_peaks(arguments.data_path, "train", normals)
+            return baselines.fit_median_beats(iterate_rows(normals, SIGNAL_FILES["train"], rows), scale, r_peaks, rows)
         reason = (f"no {details_path('', 'train')}, their scale in mV," if scale is None else
                   f"too few records in {SIGNAL_FILES['train']}")
     print(f"the baseline '{baselines.MEDIAN_BEAT}' is skipped: {reason} in {arguments.data_path}; make the arrays with "
@@ -183,12 +205,16 @@ def describe_data(data_path, splits: list) -> dict:
     if manifest and not described:
         print(f"the manifest in {data_path} does not describe all arrays that are scored, and is left out of the "
               "report; see that the labels belong to the same signals.")
-    return {"data": manifest if described else None,
-            "arrays": {split.name: {"shape": list(split.signals.shape), "fingerprint": fingerprint(split.signals)}
-                       for split in splits}}
+    return {"data": manifest if described else None, "arrays": {split.name: identity_of(split) for split in splits}}
 
 
-def score_checkpoint(arguments, loaded: tuple, splits: dict, trivial: dict, about: dict, device) -> dict | None:
+def identity_of(split: Split) -> dict:
+    """What results.json says a split is, its labels included."""
+    return {"shape": list(split.signals.shape), "fingerprint": fingerprint(split.signals),
+            "labels": hashlib.sha256(np.ascontiguousarray(split.labels, np.uint8)).hexdigest()}
+
+
+def score_checkpoint(arguments, loaded: tuple, splits: dict, benchmark, trivial: dict, about: dict, device):
     """Score what load_model gave, report into arguments.output_dir; returns the entries (the first process alone)."""
     model, checkpoint = loaded
     model.to(device).eval()
@@ -201,9 +227,14 @@ def score_checkpoint(arguments, loaded: tuple, splits: dict, trivial: dict, abou
         return None
     table = report.detection_table([split for split in splits.values() if split.name != "benchmark"],
                                    {**columns, **trivial})
-    return make_report(arguments, table, entries, splits.get("benchmark"), maps, {**about, "checkpoint": checkpoint},
-                       lambda rows: restore_examples(model, splits["benchmark"], rows, list(maps)[-1], arguments,
-                                                     device))
+    examples = None
+    if maps and (arguments.save_maps or arguments.figures):
+        protocol = list(maps)[-1]
+        if rows := evaluation.choose_examples(benchmark, maps[protocol]):
+            examples = {"protocol": protocol, "rows": rows, "restored": restore_examples(
+                model, splits["benchmark"], [row for row, *_ in rows], protocol, arguments, device)}
+    return make_report(arguments, table, entries, splits.get("benchmark"), benchmark, maps, examples,
+                       {**about, "checkpoint": checkpoint})
 
 
 def restore_examples(model: MCF, split: Split, rows: list, protocol: str, arguments, device) -> np.ndarray:
@@ -215,58 +246,74 @@ def restore_examples(model: MCF, split: Split, rows: list, protocol: str, argume
                                    arguments.mask_ratio, device)
 
 
-def make_report(arguments, table: dict, entries: dict, split: Split | None, maps: dict, about: dict, restore) -> dict:
+def make_report(arguments, table: dict, entries: dict, split: Split | None, benchmark, maps: dict, examples,
+                about: dict, earlier: dict | None = None) -> dict:
     """Evaluate, print, write and draw, from fresh scores or saved ones; returns the entries of results.json.
 
-    entries: {protocol: its counts and seconds}; maps: {protocol: (records, 4800, leads)}; restore: a function from
-    the rows to draw to their restored signals, or examples of an earlier report, or None.
+    entries: {protocol: its counts and seconds}; maps: {protocol: (records, 4800, leads)}; examples: of write_report;
+    earlier: results.json whose localization numbers are kept, as no maps tell them any more.
     """
-    benchmark = open_benchmark(arguments, split) if maps else None
-    rivals = baselines.localization_baselines(split.signals, split.r_peaks) if maps else {}
-    found, of_baselines = evaluation.evaluate(table, list(entries), benchmark, maps, rivals)
+    rivals = baselines.localization_baselines(split.rows(), split.r_peaks) if maps else {}
+    found, of_baselines = evaluation.evaluate(table, list(entries), benchmark if maps else None, maps, rivals)
+    if earlier:
+        evaluation.keep_localization(found, of_baselines, earlier)
     entries = {protocol: {**found[protocol], **facts} for protocol, facts in entries.items()}
-    examples, output = restore, Path(arguments.output_dir)
-    if callable(restore):
-        examples = None
-        if maps and (arguments.save_maps or arguments.figures):
-            rows = evaluation.choose_examples(benchmark, list(maps.values())[-1])
-            examples = {"protocol": list(maps)[-1], "rows": rows, "restored": restore([row for row, *_ in rows])}
-    saved = maps if arguments.save_maps else {}
-    report.write_report(output, {**entries, "baselines": of_baselines, "maps": sorted(saved), **about}, table, saved,
-                        examples)
+    output = Path(arguments.output_dir)
+    report.write_report(output, {**entries, "baselines": of_baselines, **about}, table,
+                        maps if arguments.save_maps else {}, examples)
     report.print_report(entries, of_baselines, about)
     if arguments.figures:
         report.draw_report(output, table, entries, about["checkpoint"]["history"])
         if examples:
-            scale = load_details(arguments.data_path, "benchmark", split.signals)
-            report.draw_examples(output, benchmark, split.signals, scale, maps, examples)
+            report.draw_examples(output, benchmark, split.signals, maps, examples)
     print(f"written to {output}")
     return entries
 
 
-def report_again(arguments):
-    """--from_results: the report of saved scores, as it would be made today. Raises UserError."""
-    results, table = report.read_results(arguments.from_results), report.read_table(arguments.from_results)
-    protocols = [name for name in scoring.PROTOCOLS if name in results and name in table]
-    if not protocols or any("counts" not in results[name] for name in protocols) or "checkpoint" not in results:
-        raise UserError(f"{arguments.from_results} does not hold the report of one checkpoint; name a folder that "
-                        "test.py wrote with --from_results")
-    split, maps = None, {}
-    if results["arrays"].get("benchmark"):
-        if not results["maps"]:
-            raise UserError(f"{arguments.from_results} keeps no localization maps; score the checkpoint again with "
-                            "--save_maps 1")
+def report_again(arguments, folder: Path) -> dict:
+    """--from_results: the report of one checkpoint's saved scores, as it would be made today. Raises UserError."""
+    results = report.read_results(folder)
+    table = report.read_table(folder, results.get("scores"))
+    protocols = [name for name in scoring.PROTOCOLS if name in results]
+    split, benchmark, examples, maps = None, None, None, {}
+    if results["maps"]:
         split = load_split(arguments, "benchmark")
-        if fingerprint(split.signals) != results["arrays"]["benchmark"]["fingerprint"]:
-            raise UserError(f"the benchmark in {arguments.data_path} is not the one that {arguments.from_results} was "
-                            "scored on; name its folder with --data_path")
-        maps = report.read_maps(arguments.from_results, protocols, crop_global(split.signals).shape)
-        arguments.save_maps = 1
-    known = (*protocols, "baselines", "maps")
-    make_report(arguments, table, {name: {part: results[name][part] for part in ("counts", "seconds")}
-                                   for name in protocols}, split, maps,
-                {name: value for name, value in results.items() if name not in known},
-                report.read_examples(arguments.from_results))
+        benchmark = open_benchmark(arguments, split)
+        if identity_of(split) != results["arrays"]["benchmark"]:
+            raise UserError(f"the benchmark in {arguments.data_path} or its labels are not those that {folder} was "
+                            "scored on; name their folder with --data_path, or score the checkpoint again")
+        maps = report.read_maps(folder, results["maps"], benchmark.labels.shape)
+        examples = report.read_examples(folder) if results["examples"] else None
+    elif "benchmark" in results["arrays"]:
+        print(f"{folder} keeps no maps (--save_maps 1): its localization numbers stay as they were")
+    known = (*protocols, "baselines", "maps", "scores", "examples")
+    arguments.save_maps = 1
+    return make_report(arguments, table, {name: {part: results[name][part] for part in ("counts", "seconds")}
+                                          for name in protocols}, split, benchmark, maps, examples,
+                       {name: value for name, value in results.items() if name not in known},
+                       None if maps else results)
+
+
+def report_all_again(arguments):
+    """--from_results on the report of one checkpoint, or of several."""
+    folder, output = Path(arguments.from_results), Path(arguments.output_dir)
+    results = report.read_results(folder)
+    if "runs" not in results:
+        return report_again(arguments, folder)
+    runs = []
+    for name in results["runs"]:
+        arguments.output_dir = output / name
+        print(f"\n{folder / name}")
+        runs.append(report_again(arguments, folder / name))
+    return report_average(output, results["runs"], runs, {name: value for name, value in results.items()
+                                                          if name not in ("runs", "mean")})
+
+
+def report_average(output: Path, names: list, runs: list, about: dict):
+    """Print and write the mean and standard deviation over several checkpoints."""
+    averaged = evaluation.average_runs(runs)
+    report.print_average(averaged, len(runs))
+    save_json(output / report.RESULTS_FILE, {"runs": names, "mean": averaged, **about})
 
 
 def main():
@@ -274,24 +321,27 @@ def main():
     arguments = parse_arguments()
     require_writable(arguments.output_dir)
     if arguments.from_results:
-        return report_again(arguments)
+        return None if parallel.RANK else report_all_again(arguments)
+    if arguments.record:
+        return recordings.score_recordings(arguments)
     device = choose_device(arguments.device)
     parallel.start(device)
     loaded = [load_model(arguments, path) for path in arguments.load_path]
     splits = load_splits(arguments)
+    benchmark = open_benchmark(arguments, splits["benchmark"]) if "benchmark" in splits else None
     trivial = score_baselines(arguments, splits) if parallel.RANK == 0 else {}
     about = {"mask_ratio": arguments.mask_ratio, **describe_data(arguments.data_path, list(splits.values())),
              "versions": versions(), "device": str(device), "amp": arguments.amp, "processes": parallel.PROCESSES,
              "commit": git_commit()}
-    runs, output = {}, Path(arguments.output_dir)
+    names, runs, output = [], [], Path(arguments.output_dir)
     for number, (path, one) in enumerate(zip(arguments.load_path, loaded), 1):
         if len(loaded) > 1:
-            arguments.output_dir = output / f"{number}-{Path(path).stem}"
+            names.append(f"{number}-{Path(path).stem}")
+            arguments.output_dir = output / names[-1]
             print(f"\n{path}")
-        runs[str(arguments.output_dir)] = score_checkpoint(arguments, one, splits, trivial, about, device)
+        runs.append(score_checkpoint(arguments, one, splits, benchmark, trivial, about, device))
     if len(runs) > 1 and parallel.RANK == 0:
-        report.print_average(averaged := evaluation.average_runs(list(runs.values())), len(runs))
-        save_json(output / report.RESULTS_FILE, {"runs": list(runs), "mean": averaged, **about})
+        report_average(output, names, runs, about)
     parallel.stop()
     return None
 

@@ -21,18 +21,18 @@ import torch
 from tqdm import tqdm
 
 import parallel
+import reference
 import scoring
 from arrays import (SIGNAL_FILES, VALIDATION_FOLD, fingerprint, load_r_peaks, load_records, open_labels, open_signals,
                     signal_path)
 from dataloader import TrainingBatches, hold
-from model import MCF, forward_loss, load_checkpoint, save_checkpoint
+from model import HISTORY, MCF, forward_loss, load_checkpoint, save_checkpoint, weights_are_finite
 from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
                    require_writable, run, versions, write_atomically)
 
 WEIGHT_DECAY = 1e-5
 LAST = "last.pt"                    # what --resume reads, beside the checkpoint
 TERMS = ("loss", "global", "local", "trend")
-HISTORY = ("epoch", "loss", "loss_global", "loss_local", "loss_trend", "lr", "val_auroc", "test_auroc", "seconds")
 SELECTION_SPLIT = {"val": "val", "test": "test"}
 
 
@@ -50,6 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     method.add_argument("--val_every", type=int, default=1, help="validate after every so many epochs, and the last")
     method.add_argument("--val_beats", type=int, default=2, help="beats a record in validation (default %(default)s; "
                         "0: all, as in test.py)")
+    method.add_argument("--reference", type=int, choices=(0, 1), default=1, help="score fold 9's normals with the kept "
+                        "epoch, minutes on a CPU, for the percentiles of test.py --record (default 1)")
     running = parser.add_argument_group("running")
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: bfloat16 matrix products in "
@@ -113,22 +115,42 @@ def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, argument
     # dropout: an epoch can be run again from its start, and no two processes draw the same
     torch.manual_seed((arguments.seed * 1_000_003 + epoch) * parallel.PROCESSES + parallel.RANK)
     totals = torch.zeros(len(TERMS) + 1, device=batches.device)             # of the terms over records, and records
+    losses = []                                                             # of each batch, left on the device
     shown = torch.zeros(len(totals), pin_memory=batches.device.type == "cuda")
     progress = tqdm(batches.draw_epoch(epoch), total=len(batches), desc=f"epoch {epoch}/{arguments.epochs}",
                     unit="batch", leave=False, disable=parallel.RANK > 0)
     for batch, share, records in progress:
         mine = records * share / parallel.PROCESSES
-        totals += torch.stack([*step(batch, share), totals.new_ones(())]) * mine
+        found = step(batch, share)
+        losses.append(found[0])
+        totals += torch.stack([*found, totals.new_ones(())]) * mine
         shown.copy_(totals, non_blocking=True)
         if shown[-1] > 0:
             progress.set_postfix(mean_loss=f"{float(shown[0] / shown[-1]):.4f}", refresh=False)
     parallel.share_buffers(model)
     *sums, seen = parallel.add_up(totals).tolist()
-    means = {term: total / seen for term, total in zip(TERMS, sums)}
-    if not math.isfinite(means["loss"]):
-        raise UserError(f"the loss is not finite in epoch {epoch}; lower --lr, or train with --amp off "
-                        "(the last good checkpoint is kept)")
-    return means
+    require_finite(model, torch.stack(losses), batches, epoch, arguments)
+    return {term: total / seen for term, total in zip(TERMS, sums)}
+
+
+def require_finite(model: MCF, losses: torch.Tensor, batches: TrainingBatches, epoch: int, arguments):
+    """Raise UserError that names the records of an epoch's first batch whose loss (batches,) is not finite.
+
+    And, after losses that all are, where the last update left weights that are not: neither becomes a checkpoint.
+    """
+    broken = torch.nonzero(parallel.add_up((~losses.isfinite()).float()))
+    if not len(broken) and weights_are_finite(model):
+        return
+    what = f"the weights are not finite after epoch {epoch}"
+    if len(broken):
+        number = int(broken[0])
+        rows = batches.rows_of_batch(epoch, number)
+        records = load_records(arguments.data_path, "train", open_signals(arguments.data_path, "train", arguments.dims))
+        names = ["row", *rows] if records is None else ["ecg_id", *records["ecg_id"][rows]]
+        what = (f"the loss is not finite in epoch {epoch}, batch {number + 1} first: {names[0]} "
+                f"{', '.join(map(str, names[1:]))} of {SIGNAL_FILES['train']}")
+    raise UserError(f"{what}; lower --lr, train with --amp off, or look at these records (checkpoints of the epochs "
+                    "before are kept)")
 
 
 class TrainingStep:
@@ -181,9 +203,10 @@ class Run:
         self.arguments, self.path = arguments, Path(arguments.save_path)
         self.last_path = self.path.with_name(LAST)
         self.config = {name: value for name, value in vars(arguments).items()
-                       if name not in ("resume", "save_model", "save_path", "data_path", "workers", "device")}
+                       if name not in ("resume", "save_model", "save_path", "data_path", "workers", "device",
+                                        "reference")}
         self.config["train_fingerprint"], self.config["processes"] = data_fingerprint, parallel.PROCESSES
-        self.history, self.best = [], None
+        self.history, self.best, self.kept = [], None, 0            # kept: epochs in last.pt
 
     def resume(self, model: MCF, optimizer) -> int:
         """Continue from last.pt: returns the epochs that are done. Raises UserError where the run was another one."""
@@ -192,14 +215,20 @@ class Run:
         stored, facts = load_checkpoint(self.last_path)
         if "optimizer_state_dict" not in facts:
             raise UserError(f"{self.last_path} cannot be resumed, it holds no optimizer; start without --resume")
-        differing = [name for name in self.config if facts.get("config", {}).get(name) != self.config[name]]
+        try:
+            differing = [name for name in self.config if facts["config"].get(name) != self.config[name]]
+            if not differing:
+                model.load_state_dict(stored.state_dict())
+                optimizer.load_state_dict(facts["optimizer_state_dict"])
+                self.history, self.kept = [dict(row) for row in facts["history"]], int(facts["epoch"])
+                self.best = None if facts["best"] is None else float(facts["best"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{self.last_path} cannot be resumed, it is not whole ({type(error).__name__}); start "
+                            "without --resume") from error
         if differing:
             raise UserError(f"{self.last_path} was trained with another {', '.join(differing)}; repeat its flags, "
                             "or start without --resume")
-        model.load_state_dict(stored.state_dict())
-        optimizer.load_state_dict(facts["optimizer_state_dict"])
-        self.history, self.best = facts["history"], facts["best"]
-        return facts["epoch"]
+        return self.kept
 
     def keep(self, model: MCF, optimizer, row: dict):
         """After an epoch: the selected checkpoint where this epoch is it, history.csv, and last.pt last of all."""
@@ -221,6 +250,14 @@ class Run:
         write_atomically(self.path.with_name("history.csv"), lambda file: file.write(table.getvalue().encode()))
         save_checkpoint(self.last_path, model, **facts, best=self.best,
                         optimizer_state_dict=optimizer.state_dict())
+        self.kept = row["epoch"]
+
+    def farewell(self) -> str:
+        """What an interrupted run leaves, and how to go on."""
+        if not self.kept:
+            return "no epoch was finished, so nothing of this run is kept"
+        return (f"the epochs up to {self.kept} are kept, the one that was running is lost; the same command with "
+                "--resume goes on after the last whole epoch")
 
 
 def train(arguments):
@@ -234,6 +271,7 @@ def train(arguments):
     with parallel.one_after_the_first():                            # R peaks are found once, if they have to be
         r_peaks = load_r_peaks(arguments.data_path, "train", signals)
         validation = Validation(arguments, device)
+        normals = reference.open_normals(arguments)
     batches = TrainingBatches(signals, rows, r_peaks, arguments, device)
     torch.manual_seed(arguments.seed)
     model = MCF(arguments.dims, arguments.hidden).to(device)
@@ -251,15 +289,18 @@ def train(arguments):
         run_epochs(model, step, batches, validation, state, done)
     except KeyboardInterrupt:
         if arguments.save_model:
-            print("\nthe same command with --resume goes on after the last whole epoch" if state.history else
-                  "\nno epoch was finished, so nothing of this run is kept")
+            print(f"\n{state.farewell()}")
         raise
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory does not hold a training step of --batch_size {arguments.batch_size}; lower "
+                        "it, or end what else runs on the GPU") from error
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UserError(f"--compile does not work here ({str(error).splitlines()[0][:80]}); train without it, or "
                         "install a C++ compiler (CPU) or Triton (GPU)") from error
     if arguments.save_model:
         print(f"checkpoint: {arguments.save_path}\nscore it with: python test.py --data_path {arguments.data_path} "
               f"--load_model 1 --load_path {arguments.save_path}")
+    reference.add_normals(arguments, state.config, normals, device)
 
 
 def run_epochs(model: MCF, step: TrainingStep, batches: TrainingBatches, validation: Validation, state: Run, done: int):

@@ -34,7 +34,8 @@ def run(main):
 
 def unwritable(path, error: OSError) -> UserError:
     """The sentence for a file or folder that cannot be written."""
-    return UserError(f"{path} could not be written ({error.strerror}); free some space or choose another folder")
+    reason = error.strerror or str(error)           # numpy raises OSError without an error number on a full disk
+    return UserError(f"{path} could not be written ({reason}); free some space or choose another folder")
 
 
 def require_writable(folder):
@@ -51,7 +52,7 @@ def require_writable(folder):
 def write_atomically(path, write):
     """Let write(binary file) fill a temporary file beside path, flush it to disk, and rename it to path.
 
-    Whatever goes wrong, path holds either what it held before or the whole new content.
+    Whatever goes wrong, also a power cut, path holds either what it held before or the whole new content.
     Raises UserError where the folder cannot be written or the disk is full.
     """
     path = Path(path)
@@ -63,6 +64,7 @@ def write_atomically(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -70,10 +72,25 @@ def write_atomically(path, write):
             temporary.unlink()
 
 
+def sync_folder(folder):
+    """Put the names of a folder's files on the disk, where the system can: a rename is else lost in a power cut."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def pack_json(content: dict) -> bytes:
+    """A dict as readable JSON. NaN is refused: no reader of JSON has to expect it."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
 def save_json(path, content: dict):
-    """Write a dict as readable JSON, atomically. NaN is refused: no reader of JSON has to expect it."""
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """Write a dict as readable JSON, atomically."""
+    text = pack_json(content)
+    write_atomically(path, lambda file: file.write(text))
 
 
 def sha256_of(path) -> str:

@@ -59,7 +59,7 @@ def benchmark():
     diagnoses = [("Left ventricular hypertrophy.",) * (row < 6) + ("Scar formation: septal.",) * (row < 3)
                  for row in range(12)]
     labels = np.stack([ludb.mark(*pair) for pair in zip(phases, diagnoses)])
-    return evaluation.Benchmark(labels, phases, diagnoses, ("I", "II", "III") + ("x",) * 9)
+    return evaluation.Benchmark(labels, phases, diagnoses, None, ("I", "II", "III") + ("x",) * 9)
 
 
 def test_localization_groups(benchmark):

@@ -44,9 +44,10 @@ PLACED = [
     ("Undefined ischemia/scar/supp.NSTEMI: lateral wall.", ("ST", "T"), LATERAL),
     ("Scar formation: anterior wall.", ("QRS",), ("V2", "V3", "V4")),
     ("Non-specific repolarization abnormalities: posterior wall.", ("T",), POSTERIOR)]
-UNPLACED = ["Rhythm: Sinus rhythm.", "Electric axis of the heart: normal.", "III degree AV-block.", "STEMI: basal.",
-            "Ventricular extrasystole, localisation: RVOT, anterior wall.", "UNIpolar atrial pacing.", "STEMI.",
-            "Early repolarization syndrome.", "Left ventricular hypertrophy: septal.", ""]
+NOTHING = ["Rhythm: Sinus rhythm.", "Electric axis of the heart: normal.", "STEMI: basal.", "STEMI.",
+           "Early repolarization syndrome.", "Left ventricular hypertrophy: septal.", ""]
+UNPLACED = ["III degree AV-block.", "Ventricular extrasystole, localisation: RVOT, anterior wall.",
+            "UNIpolar atrial pacing.", "Atrial extrasystole: SA-nodal extrasystole.", "Sinoatrial blockade, undefined."]
 
 
 def annotate(skip=(), stray=()):
@@ -135,7 +136,11 @@ def test_the_table_is_covered_and_diagnoses_add_up():
     some = [PLACED[11], PLACED[12], PLACED[19], PLACED[24]]
     union = np.maximum.reduce([plain_labels(phases, leads) for _, phases, leads in some])
     assert np.array_equal(ludb.mark(record, [diagnosis for diagnosis, *_ in some]), union)
-    assert ludb.rules_of(UNPLACED) == [] and set(np.unique(ludb.mark(record, UNPLACED))) == {0, 255}
+    assert ludb.rules_of(NOTHING + UNPLACED) == [] and set(np.unique(ludb.mark(record, NOTHING))) == {0, 255}
+    for diagnosis in UNPLACED:                      # somewhere in the record: what no rule marks has no truth
+        assert (ludb.mark(record, [diagnosis]) == 255).all()
+        scar = ludb.mark(record, [diagnosis, "Scar formation: septal."])
+        assert np.array_equal(scar == 1, plain_labels(("QRS",), SEPTAL) == 1) and set(np.unique(scar)) == {1, 255}
     assert not ludb.rule_marks(ludb.RULES[0], record, ["Scar formation: septal."]).any()
     for diagnoses in ((), ("STEMI: septal.",), ("Rhythm: Atrial flutter, typical.", "Scar formation: septal.")):
         assert ludb.split_diagnoses(ludb.join_diagnoses(diagnoses)) == diagnoses
@@ -338,7 +343,7 @@ def test_real_ludb(tmp_path):
     pytest.importorskip("soundfile", reason="soundfile is not installed, and unpacks LUDB")
     subprocess.run([sys.executable, SHARED / "data" / "unpack.py", tmp_path, "ludb"], check=True, capture_output=True)
     paths = ludb.list_records(tmp_path / "ludb")
-    assert ludb.source_of(paths)["version"] == "1.0.1" and len(ludb.present_records(paths, tmp_path, False)) == 200
+    assert ludb.source_of(paths)["version"] == ludb.VERSIONS[200] and len(ludb.present_records(paths, tmp_path, False)) == 200
     audit = ludb.Audit(len(paths), 0)
     for path in paths.values():
         assert signals.read_record(path, ludb.SAMPLING_RATE).shape == (5000, 12)

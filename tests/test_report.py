@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import run_script
 from sklearn.metrics import roc_auc_score
+from test_ludb import write_ludb
 
 TEST_LINE = ("--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt")
 TRIVIAL = ("largest amplitude", "mean |slope|", "heart rate", "RR irregularity", "median beat, PCA")
@@ -70,7 +71,8 @@ def test_report_is_complete_and_consistent(workplace):
     for name, found in results["baselines"]["localization"].items():
         assert f"{found['per_record']['auroc']['value']:.4f}" in finished.stdout, name
     assert set(results["baselines"]["detection"]) == set(TRIVIAL)
-    assert "not a result" in finished.stdout                            # random weights do not beat an R peak
+    assert "NOT A RESULT" in finished.stdout                            # random weights do not beat an R peak
+    assert results["clean"]["beyond_trivial"]["localization_pooled"]["difference"]["value"] < 0
     assert results["data"]["audit"]["test"]["normal"] == int((scores["label"] == 0).sum())
 
 
@@ -191,7 +193,12 @@ def test_saved_scores_make_the_same_report(workplace):
     (lambda folder: (folder / "results" / "results.json").write_text("{"), "results.json"),
     (lambda folder: (folder / "results" / "results.json").write_text("{}"), "results"),
     (lambda folder: break_array(folder / "results" / "localization_maps_paper.npy", lambda a: a[:2]), "maps_paper.npy"),
+    (lambda folder: break_array(folder / "results" / "localization_maps_paper.npy", lambda a: a + 1), "maps_paper.npy"),
+    (lambda folder: (folder / "results" / "localization_maps_paper.npy").unlink(), "maps_paper.npy"),
+    (lambda folder: (folder / "results" / "examples.npz").write_bytes(b"PK"), "examples.npz"),
+    (lambda folder: (folder / "results" / "detection_scores.csv").open("a").write("1\n"), "detection_scores.csv"),
     (lambda folder: break_array(folder / "data" / "benchmark_data.npy", lambda a: a[::-1]), "benchmark"),
+    (lambda folder: break_array(folder / "data" / "benchmark_label.npy", lambda a: 1 - a), "labels"),
     (lambda folder: shutil.rmtree(folder / "results"), "results")])
 def test_damaged_results_are_refused(workplace, scored, damage, message):
     """What --from_results cannot read, or was scored on another benchmark, ends in one sentence that names it."""
@@ -226,3 +233,66 @@ def test_several_checkpoints(authors_workplace, published_state):
     found = summary["mean"]["clean"]["detection_auroc"]
     assert found == {"mean": pytest.approx(np.mean(runs)), "sd": pytest.approx(np.std(runs, ddof=1))}
     assert f"{found['mean']:.4f} ± {found['sd']:.4f}" in finished.stdout
+    again = run_script("test.py", "--from_results", "results", "--output_dir", "again", cwd=authors_workplace)
+    assert again.returncode == 0 and f"{found['mean']:.4f} ± {found['sd']:.4f}" in again.stdout
+    assert json.loads((authors_workplace / "again" / "results.json").read_text()) == summary
+
+
+def test_localization_numbers_outlive_their_maps(workplace):
+    """Without --save_maps the report can be made again all the same: localization keeps the numbers that it had."""
+    finished = run_script("test.py", *TEST_LINE, "--protocol", "clean", "--fold9", 0, cwd=workplace)
+    assert finished.returncode == 0, finished.stderr
+    before = json.loads((workplace / "results" / "results.json").read_text())
+    again = run_script("test.py", "--from_results", "results", "--figures", 1, cwd=workplace)
+    assert again.returncode == 0 and "stay as they were" in again.stdout
+    assert json.loads((workplace / "results" / "results.json").read_text()) == before
+
+
+@pytest.fixture(scope="module")
+def ludb_scored(simulated, published_state, tmp_path_factory):
+    """(data folder, results folder, printed text) of simulated test records with a LUDB-shaped benchmark."""
+    folder = tmp_path_factory.mktemp("ludb")
+    write_ludb(folder / "ludb")
+    shutil.copytree(simulated, folder / "data", ignore=shutil.ignore_patterns("benchmark*"))
+    torch.save({"model_state_dict": published_state}, folder / "model.pt")
+    made = run_script("preprocess.py", "--ludb_path", folder / "ludb", "--data_path", folder / "data", "--workers", 1)
+    assert made.returncode == 0, made.stderr
+    finished = run_script("test.py", "--data_path", folder / "data", "--load_path", folder / "model.pt", "--protocol",
+                          "clean", "--save_maps", 1, "--fold9", 0, "--output_dir", folder / "results")
+    assert finished.returncode == 0, finished.stderr
+    return folder / "data", folder / "results", finished.stdout
+
+
+def test_ludb_is_scored_by_phase_and_diagnosis(ludb_scored):
+    """On LUDB the report has the phase-matched mean and the diagnoses, and points without a truth are in no number."""
+    data, results, printed = ludb_scored
+    found = json.loads((results / "results.json").read_text())["clean"]
+    labels, maps = np.load(data / "benchmark_label.npy")[:, 100:4900], np.load(results / "localization_maps_clean.npy")
+    scored = labels != 255
+    assert 0 < scored.mean() < 1
+    assert found["localization"]["pooled"]["auroc"]["value"] == pytest.approx(
+        roc_auc_score(labels[scored], maps[scored]))
+    assert set(found["localization"]["by_diagnosis"]) == {"scar", "ischemia", "atrial_fibrillation"}
+    phases = np.load(data / "benchmark_details.npz")["phases"][:, 100:4900]
+    of_qrs = (phases == 3) & scored
+    matched = found["localization"]["phase_matched"]
+    assert matched["QRS"]["value"] == pytest.approx(roc_auc_score(labels[of_qrs], maps[of_qrs]))
+    assert matched["P"] is None and found["localization_auroc_phase_matched"] == matched["mean"]["value"]
+    assert f"{matched['mean']['value']:.4f}" in printed and "within QRS points" in printed
+
+
+def test_ludb_is_drawn_in_millivolts(ludb_scored, monkeypatch, tmp_path):
+    """The figures undo the normalisation of the benchmark, of the signal and of what was restored."""
+    import test as script
+    data, results, _ = ludb_scored
+    drawn = []
+    monkeypatch.setattr(script.report.figures, "draw_localization", lambda example, *_: drawn.append(example))
+    monkeypatch.setattr("sys.argv", ["test.py", "--from_results", str(results), "--data_path", str(data), "--figures",
+                                     "1", "--output_dir", str(tmp_path)])
+    script.main()
+    signals, details = np.load(data / "benchmark_data.npy"), np.load(data / "benchmark_details.npz")
+    rows = np.load(results / "examples.npz")["rows"]
+    assert len(drawn) == len(rows) > 0
+    for example, row in zip(drawn, rows):
+        expected = (signals[row] + 1) / 2 * (details["high"][row] - details["low"][row]) + details["low"][row]
+        assert example.unit == "mV" and example.signal == pytest.approx(expected[100:4900], abs=1e-5)
