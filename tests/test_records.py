@@ -1,0 +1,160 @@
+"""Hard records from the WFDB file to the score: the names of these tests are the table of what was tried."""
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import wfdb
+from conftest import run_script
+
+import arrays
+import scoring
+import signals
+from model import MCF
+
+CPU = torch.device("cpu")
+TIME = np.arange(5000) / 500
+LEADS = list(signals.LEAD_NAMES)
+
+
+def beats_at(times, width=0.02):
+    """(5000, 12) mV with an R wave at each time in seconds."""
+    wave = np.exp(-0.5 * ((TIME - np.asarray(times)[:, None]) / width) ** 2).sum(axis=0)
+    return wave[:, None] * np.linspace(0.6, 1.4, 12)
+
+
+def every(seconds, first=0.3):
+    """The times of a regular rhythm with the little variability that HeartPy wants."""
+    times = np.arange(first, 9.8, seconds)
+    return times + 0.01 * np.sin(np.arange(len(times)))
+
+
+def without(lead, value):
+    ecg = beats_at(every(0.8))
+    ecg[:, lead] = value
+    return ecg
+
+
+def paced():
+    """A narrow spike 80 ms before every wide QRS, exactly regular."""
+    times = np.arange(0.5, 9.8, 0.857)
+    return 2.5 * beats_at(times - 0.08, 0.001) + beats_at(times, 0.05)
+
+
+def write(path, ecg, leads=LEADS, rate=500, unit="mV", gain=1000.0, edit=None, cut=None):
+    """A WFDB record; edit: (old, new) in its header; cut: what becomes of the .dat's bytes."""
+    wfdb.wrsamp(path.name, fs=rate, units=[unit] * ecg.shape[1], sig_name=list(leads), p_signal=ecg,
+                fmt=["16"] * ecg.shape[1], adc_gain=[gain] * ecg.shape[1], baseline=[0] * ecg.shape[1],
+                write_dir=str(path.parent))
+    header, data = (path.with_suffix(end) for end in (".hea", ".dat"))
+    if edit:
+        assert edit[0] in header.read_text()
+        header.write_text(header.read_text().replace(*edit))
+    if cut:
+        data.write_bytes(cut(data.read_bytes()))
+
+
+NORMAL = beats_at(every(0.8))
+SHUFFLED = np.random.default_rng(0).permutation(12)
+# name: (arguments of write, the reason of the audit, or (fewest, most) R peaks where it is scored)
+RECORDS = {
+    "an ordinary one": ({"ecg": NORMAL}, (12, 12)),
+    "lead V1 flat at 0.3 mV": ({"ecg": without(6, 0.3)}, (12, 12)),
+    "lead II flat, where R peaks are found": ({"ecg": without(1, 0.3)}, (0, 0)),
+    "all zero": ({"ecg": 0 * NORMAL}, (0, 0)),
+    "saturated at the converter's ends": ({"ecg": np.clip(40 * NORMAL - 3, -32.7, 32.7)}, (12, 12)),
+    "all at the converter's end": ({"ecg": 0 * NORMAL + 32.767}, (0, 0)),
+    "noise": ({"ecg": np.random.default_rng(1).normal(0, 0.1, (5000, 12))}, (0, 40)),
+    "one beat": ({"ecg": beats_at([4.0])}, (0, 1)),
+    "one beat at the very end": ({"ecg": beats_at([9.99])}, (0, 1)),
+    "25 beats": ({"ecg": beats_at(every(0.39))}, (24, 25)),
+    "30 beats, over 180 a minute": ({"ecg": beats_at(every(0.32))}, (0, 30)),
+    "a paced rhythm": ({"ecg": paced()}, (0, 12)),
+    "another order of leads": ({"ecg": NORMAL[:, SHUFFLED], "leads": [LEADS[lead] for lead in SHUFFLED]}, (12, 12)),
+    "leads named AVR": ({"ecg": NORMAL, "leads": [lead.upper() for lead in LEADS]}, (12, 12)),
+    "leads named avr": ({"ecg": NORMAL, "leads": [lead.lower() for lead in LEADS]}, (12, 12)),
+    "gain 200": ({"ecg": NORMAL, "gain": 200.0}, (12, 12)),
+    "microvolts": ({"ecg": NORMAL * 1000, "gain": 5.0, "unit": "uV"}, (12, 12)),
+    "lead V6 absent": ({"ecg": NORMAL[:, :11], "leads": LEADS[:11]}, "no lead V6"),
+    "lead II twice": ({"ecg": NORMAL, "edit": (" I\n", " II\n")}, "no lead I"),
+    "lead V6 twice": ({"ecg": np.c_[NORMAL, NORMAL[:, 0]], "leads": [*LEADS, "v6"]}, "more than one lead V6"),
+    "lead V3 missing (NaN)": ({"ecg": without(8, np.nan)}, "missing samples in lead V3"),
+    "9 s": ({"ecg": NORMAL[:4500]}, "9 s long, expected 10"),
+    "11 s": ({"ecg": np.r_[NORMAL, NORMAL[:500]]}, "11 s long, expected 10"),
+    "250 Hz": ({"ecg": NORMAL[::2], "rate": 250}, "sampled at 250 Hz, expected 500"),
+    "unit mmHg": ({"ecg": NORMAL, "unit": "mmHg"}, "unit mmHg, expected mV"),
+    "a gain of 1e-300": ({"ecg": NORMAL, "edit": ("1000.0(0)", "1e-300(0)")}, "its gain or unit is wrong"),
+    ".dat empty": ({"ecg": NORMAL, "cut": lambda _: b""}, "unreadable"),
+    ".dat truncated": ({"ecg": NORMAL, "cut": lambda data: data[:70000]}, "unreadable"),
+    ".dat with one bit changed": ({"ecg": NORMAL, "cut": lambda data: data[:5000] + bytes([data[5000] ^ 1])
+                                   + data[5001:]}, "do not add up to their checksum"),
+    "header empty": ({"ecg": NORMAL}, "unreadable"),
+    "header of 2 GB": ({"ecg": NORMAL, "edit": (" 500 5000", " 500 2147483648")}, "s long, expected 10"),
+    "frames of 10^8 samples": ({"ecg": NORMAL, "edit": (".dat 16 ", ".dat 16x99999999 ")}, "more than 500 samples")}
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory):
+    """RECORDS in fold 10 and three ordinary ones, prepared: (data folder, names by ecg_id - 1, what was printed)."""
+    folder = tmp_path_factory.mktemp("records")
+    records = {**{name: arguments for name, (arguments, _) in RECORDS.items()},
+               **{f"ordinary {number}": {"ecg": NORMAL} for number in range(3)}}
+    table = []
+    (folder / "records500").mkdir()
+    for ecg_id, (name, arguments) in enumerate(records.items(), 1):
+        path = folder / "records500" / f"{ecg_id:05d}_hr"
+        write(path, **arguments)
+        if name == "header empty":
+            path.with_suffix(".hea").write_text("")
+        fold = {"ordinary 0": 1, "ordinary 1": 9, "ordinary 2": 9}.get(name, 10)
+        code = "IMI" if ecg_id % 2 else "NORM"
+        table.append({"ecg_id": ecg_id, "scp_codes": str({"NORM" if fold == 1 else code: 100.0}), "strat_fold": fold,
+                      "filename_lr": "", "filename_hr": f"records500/{path.name}"})
+    pd.DataFrame(table).to_csv(folder / "ptbxl_database.csv", index=False)
+    (folder / "scp_statements.csv").write_text(",diagnostic,diagnostic_class\nNORM,1.0,NORM\nIMI,1.0,MI\n")
+    done = run_script("preprocess.py", "--ptbxl_path", folder, "--data_path", folder / "data", "--workers", 1)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    return folder / "data", list(records), done.stdout
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_record(audited, name):
+    """Scored with finite numbers and counted, or refused by name in the audit; never dropped without a word."""
+    data, names, printed = audited
+    ecg_id, expected = names.index(name) + 1, RECORDS[name][1]
+    made = arrays.open_signals(data, "test", 12)
+    table, manifest = arrays.load_records(data, "test", made), arrays.load_manifest(data)
+    lost = {loss["ecg_id"]: loss["reason"] for loss in manifest["lost"]}
+    assert (ecg_id in lost) != (ecg_id in table["ecg_id"])
+    if isinstance(expected, str):
+        assert expected in lost[ecg_id] and f"lost: record {ecg_id} (test): {lost[ecg_id]}" in printed
+        return
+    row = int(np.flatnonzero(table["ecg_id"] == ecg_id)[0])
+    r_peaks = arrays.load_r_peaks(data, "test", made)[row]
+    assert expected[0] <= len(r_peaks) <= expected[1] and table["r_peaks"][row] == len(r_peaks)
+    torch.manual_seed(0)
+    for protocol in scoring.PROTOCOLS:
+        found = scoring.score_split(MCF(hidden=2), made[row:row + 1], [r_peaks], protocol, 30, CPU, "test",
+                                    with_maps=True, beats_per_record=2)
+        assert np.isfinite(found.scores).all() and np.isfinite(found.maps).all()
+        assert found.without_r_peak == (not len(r_peaks))
+
+
+def test_every_record_is_counted(audited):
+    """The audit's numbers: all records are written or lost, and those without an R peak are told."""
+    data, names, _ = audited
+    audit = arrays.load_manifest(data)["audit"]["test"]
+    refused = [expected for _, expected in RECORDS.values() if isinstance(expected, str)]
+    made = arrays.open_signals(data, "test", 12)
+    assert audit["lost"] == len(refused) and len(made) == len(RECORDS) - len(refused)
+    assert audit["no R peak"] == sum(not len(found) for found in arrays.load_r_peaks(data, "test", made))
+    assert sum(audit[kind] for kind in ("normal", "abnormal", "mixed", "unlabelled")) == len(RECORDS)
+
+
+@pytest.mark.parametrize("rate", [100, 500])
+@pytest.mark.parametrize("offset", [0.0, 0.3, -1.234, 32.767])
+def test_flat_lead_stays_flat(offset, rate):
+    """Neither resampling nor the filter's rounding errors become a signal when leads are normalised."""
+    ecg = without(3, offset)[::500 // rate]
+    filtered = signals.filter_leads(signals.resample(ecg, rate))
+    assert (filtered[:, 3] == 0).all() and (signals.normalize_leads(filtered)[:, 3] == 0).all()
+    assert np.ptp(filtered[:, 2]) > 0.5
