@@ -26,20 +26,21 @@ EXAMPLE_DIAGNOSES = 4                   # whose records are drawn, the most freq
 class Benchmark:
     """Truth of the localization benchmark, (records, 4800, leads): labels, and phases or None; diagnoses or None.
 
-    scale: "low" and "high" (records, leads), the mV at -1 and 1, or None.
+    scale: "low" and "high" (records, leads), the mV at -1 and 1, or None; names: of the records.
     """
     labels: np.ndarray
     phases: np.ndarray | None
     diagnoses: list | None
     scale: dict | None
+    names: list
     lead_names: tuple
 
 
-def crop_benchmark(labels, details: dict | None, diagnoses, lead_names) -> Benchmark:
+def crop_benchmark(labels, details: dict | None, diagnoses, names: list, lead_names) -> Benchmark:
     """The scored part of a benchmark given over all 5000 samples. details: of arrays.load_details, or None."""
     phases = details and details["phases"]
     return Benchmark(np.asarray(crop_global(labels)), None if phases is None else np.asarray(crop_global(phases)),
-                     diagnoses, details, lead_names)
+                     diagnoses, details, names, lead_names)
 
 
 def group_members(table: dict, rows: np.ndarray) -> tuple:
@@ -55,15 +56,13 @@ def group_members(table: dict, rows: np.ndarray) -> tuple:
             members(statements, sorted(code for code, number in counted.items() if number >= LEAST_RECORDS)))
 
 
-def evaluate_detection(table: dict, column: str, groups: bool) -> dict:
-    """All of detection for one score: AUROC, average precision; with groups also by superclass and statement, and
-    the operating points that fold 9 sets, where it was scored."""
+def evaluate_detection(table: dict, column: str) -> dict:
+    """All of detection for one score: AUROC, average precision, both groupings, and the operating points that fold 9
+    sets, where it was scored."""
     rows, of_validation = table["split"] == "test", table["split"] == "val"
     labels, scores = table["label"][rows], table[column][rows]
     weights = metrics.draw_records(len(labels))
     found = metrics.rank_records(labels, scores, weights)
-    if not groups:
-        return found
     for name, members in zip(("by_superclass", "by_statement"), group_members(table, rows)):
         found[name] = metrics.rank_groups(labels, scores, members, weights)
     found["operating_points"] = None
@@ -74,14 +73,12 @@ def evaluate_detection(table: dict, column: str, groups: bool) -> dict:
     return found
 
 
-def evaluate_localization(benchmark: Benchmark, maps: np.ndarray, groups: bool) -> dict:
-    """All of localization for one map: pooled, per record, phase-matched; with groups also by diagnosis and lead."""
+def evaluate_localization(benchmark: Benchmark, maps: np.ndarray) -> dict:
+    """All of localization for one map: pooled, per record, phase-matched, by lead and by diagnosis."""
     ranking = metrics.PointRanking(benchmark.labels, maps, metrics.draw_records(len(maps)))
     found = {"pooled": ranking.pool(), "per_record": ranking.average_records(), "phase_matched": None}
     if benchmark.phases is not None:
         found["phase_matched"] = ranking.match_phases(benchmark.phases, PHASES)
-    if not groups:
-        return found
     found["by_lead"] = {lead: ranking.pool(np.arange(maps.shape[2]) == place)["auroc"]
                         for place, lead in enumerate(benchmark.lead_names)}
     found["by_diagnosis"] = {}
@@ -100,14 +97,14 @@ def evaluate(table: dict, protocols: list, benchmark: Benchmark | None, maps: di
     """({protocol: its numbers}, {"detection": {baseline: numbers}, "localization": ...}) of saved or fresh scores."""
     entries = {}
     for protocol in protocols:
-        found = {"detection": evaluate_detection(table, protocol, groups=True), "localization": None}
+        found = {"detection": evaluate_detection(table, protocol), "localization": None}
         if benchmark is not None and protocol in maps:
-            found["localization"] = evaluate_localization(benchmark, maps[protocol], groups=True)
+            found["localization"] = evaluate_localization(benchmark, maps[protocol])
         entries[protocol] = {**headline(found), **found}
-    baselines = {"detection": {name.removeprefix(TRIVIAL): evaluate_detection(table, name, groups=False)
+    baselines = {"detection": {name.removeprefix(TRIVIAL): evaluate_detection(table, name)
                                for name in table if name.startswith(TRIVIAL)}}
     if benchmark is not None:
-        baselines["localization"] = {name: evaluate_localization(benchmark, of_name, groups=False)
+        baselines["localization"] = {name: evaluate_localization(benchmark, of_name)
                                      for name, of_name in baseline_maps.items()}
     compare(entries, baselines)
     return entries, baselines
@@ -120,26 +117,37 @@ def keep_localization(entries: dict, baselines: dict, earlier: dict):
         entry["localization"] = kept["localization"]
         entry.update(headline(entry))
         entry["beyond_trivial"] |= {number: found for number, found in kept["beyond_trivial"].items()
-                                    if number != "detection"}
+                                    if number not in entry["beyond_trivial"]}
     if "localization" in earlier["baselines"]:
         baselines["localization"] = earlier["baselines"]["localization"]
 
 
 def compare(entries: dict, rivals: dict):
-    """Add to each protocol "beyond_trivial": its headline numbers less the best trivial score's, paired.
+    """Add to each protocol "beyond_trivial": each of its AUROCs less the best trivial score's, paired.
 
-    entries: {protocol: its numbers}; rivals: what evaluate() says of the baselines.
+    entries: {protocol: its numbers}; rivals: what evaluate() says of the baselines. {number: {"rival", "difference"}},
+    number a key of HEADLINES, or a group as in "by_superclass: MI".
     """
-    trivial = {name: headline_estimates(found, None) for name, found in rivals["detection"].items()}
-    trivial |= {name: headline_estimates(None, found) for name, found in rivals.get("localization", {}).items()}
+    trivial = {name: name_aurocs(found, None) for name, found in rivals["detection"].items()}
+    trivial |= {name: name_aurocs(None, found) for name, found in rivals.get("localization", {}).items()}
     for entry in entries.values():
         entry["beyond_trivial"] = {}
-        for number, value in headline_estimates(entry["detection"], entry["localization"]).items():
-            held = {name: found[number] for name, found in trivial.items() if found[number]}
+        for number, value in name_aurocs(entry["detection"], entry["localization"]).items():
+            held = {name: found[number] for name, found in trivial.items() if found.get(number)}
             if value and held:
                 best = max(held, key=lambda name: held[name]["value"])
-                entry["beyond_trivial"][number] = {"rival": best,
+                entry["beyond_trivial"][number] = {"rival": best, "value": held[best],
                                                    "difference": metrics.difference(value, held[best])}
+
+
+def name_aurocs(detection: dict | None, localization: dict | None) -> dict:
+    """Every AUROC of one score under the names of compare()."""
+    found = headline_estimates(detection, localization)
+    for part, grouping in ((detection, "by_superclass"), (detection, "by_statement"), (localization, "by_diagnosis"),
+                           (localization, "by_lead"), (localization, "phase_matched")):
+        for name, value in ((part or {}).get(grouping) or {}).items():
+            found[f"{grouping}: {name}"] = value and value.get("auroc", value)
+    return found
 
 
 def headline(found: dict) -> dict:
@@ -185,6 +193,10 @@ def choose_examples(benchmark: Benchmark, maps: np.ndarray) -> list:
         rows = np.flatnonzero(members)
         rows = rows[np.argsort(-own[rows], kind="stable")]
         for rank, place in (("best", 0), ("median", len(rows) // 2), ("worst", len(rows) - 1)) if len(rows) else ():
-            chosen.append((int(rows[place]), f"{key}_{rank}",
-                           f"{title}: {rank} of {len(rows)} records, AUROC {own[rows[place]]:.2f}"))
+            row = int(rows[place])
+            others = [rule.title for rule in ludb.rules_of(benchmark.diagnoses[row]) if rule.key != key
+                      ] if benchmark.diagnoses else []
+            chosen.append((row, f"{key}_{rank}", f"Record {benchmark.names[row]}, {rank} of {len(rows)} with {title}"
+                           + (f" (also: {', '.join(others)})" if others else "")
+                           + f"; AUROC of all its marks {own[row]:.2f}"))
     return chosen

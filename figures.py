@@ -36,6 +36,8 @@ STYLE = {"font.size": 7, "axes.titlesize": 8, "legend.frameon": False, "legend.h
          "pdf.fonttype": 42, "text.parse_math": False}
 styled = style.context(("default", STYLE))      # a decorator: matplotlib settings neither come in nor stay changed
 
+PATTERNS = tuple(f"{name}.{kind}" for kind in ("png", "pdf") for name in (
+    "localization_*", "detection_curves", "score_histograms", "auroc_by_*", "learning_curves"))     # all that is drawn
 PIXELS_PER_MM = 7                       # 178 dpi, whole pixels for the grid
 COLUMN_MM, PAGE_MM = 85, 170            # the widths that journals print at
 MM_PER_SECOND, MM_PER_UNIT = 25, 10     # of the ECG grid; a unit is a millivolt
@@ -53,7 +55,7 @@ MARKING = {MARKED: {"facecolor": "#DDF0FB", "edgecolor": SKY, "hatch": "////", "
 class Example:
     """A record for draw_localization. Arrays are (samples, leads) at 500 Hz; a higher score is more anomalous.
 
-    unit: "mV", or "normalised"; truth: uint8, 1 marked as abnormal, 0 normal, 255 not annotated.
+    unit: "mV", or "normalised"; truth: uint8, 1 marked as abnormal, 0 normal, EXCLUDED where nobody says.
     """
     title: str
     unit: str

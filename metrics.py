@@ -11,6 +11,7 @@ DRAWS = 2000
 INTERVAL = (2.5, 97.5)              # percent
 POINT_BINS = 1024                   # of equally many points, for the resamples of maps alone; moves an AUROC by < 1e-4
 BINNING_SAMPLE = 1_000_000          # points that the bins are drawn from
+LEAST_RECORDS = 5                   # of the rarer kind, for an interval: resampling fewer cannot say how sure one is
 CURVE = np.linspace(0, 1, 201)      # false positive rates and recalls at which curves are drawn
 SENSITIVITY = 0.9                   # that the first operating point asks for
 
@@ -61,15 +62,15 @@ class Estimate(dict):
         self.draws = draws
 
 
-def estimate(value, draws: np.ndarray, records: int = 2) -> Estimate | None:
+def estimate(value, draws: np.ndarray, records: int = LEAST_RECORDS) -> Estimate | None:
     """The Estimate of a value and its resamples (draws,), of which those without a class (NaN) are left out.
 
-    records: how many there are of the rarer kind; a single one has no interval (None), as resampling cannot vary it.
+    records: how many there are of the rarer kind; below LEAST_RECORDS there is no interval (None).
     """
     defined = draws[np.isfinite(draws)]
     if not np.isfinite(value):
         return None
-    if records < 2 or not len(defined):
+    if records < LEAST_RECORDS or not len(defined):
         return Estimate(float(value), None, None, draws)
     low, high = np.percentile(defined, INTERVAL)
     return Estimate(float(value), float(low), float(high), draws)
@@ -77,7 +78,8 @@ def estimate(value, draws: np.ndarray, records: int = 2) -> Estimate | None:
 
 def difference(one: Estimate, other: Estimate) -> Estimate:
     """one - other, paired: both must come from the same resamples."""
-    return estimate(one["value"] - other["value"], one.draws - other.draws)
+    sure = one["low"] is not None and other["low"] is not None
+    return estimate(one["value"] - other["value"], one.draws - other.draws, LEAST_RECORDS if sure else 0)
 
 
 def rank_records(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict:

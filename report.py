@@ -24,6 +24,7 @@ SCORES_FILE, RESULTS_FILE, EXAMPLES_FILE = "detection_scores.csv", "results.json
 FACTS = {"split": str, "ecg_id": str, "label": int, "superclasses": str, "statements": str}  # columns beside the scores
 TITLES = {"detection": "detection", "localization_pooled": "localization, pooled",
           "localization_per_record": "loc., per record", "localization_phase_matched": "loc., phase-matched"}
+POINTS = {"sensitivity_90": "90 % sensitivity", "youden": "largest sensitivity + specificity"}
 
 
 def maps_path(folder, protocol: str) -> Path:
@@ -100,6 +101,20 @@ def show(value: dict | None) -> str:
     return f"{value['value']:.4f}" + (f" [{value['low']:.3f}, {value['high']:.3f}]" if value["low"] is not None else "")
 
 
+def judge(beyond: dict | None) -> str:
+    """A comparison with the best trivial score as text; a number is a result where the paired interval is above 0."""
+    if beyond is None:
+        return ""
+    gap = beyond["difference"]
+    if gap["low"] is None:
+        verdict, interval = "too few records to say", ""
+    else:
+        verdict = ("better" if gap["low"] > 0 else "WORSE: NOT A RESULT" if gap["high"] < 0 else
+                   "not shown to be better: NOT A RESULT")
+        interval = f" [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+    return f"{gap['value']:+.4f}{interval} beyond {beyond['rival']} ({beyond['value']['value']:.4f}), {verdict}"
+
+
 def print_table(entries: dict, baselines: dict):
     """Print the AUROCs with their intervals, a row a protocol and a trivial score, and what is beyond the trivial."""
     lines = {name: headline_estimates(entry["detection"], entry["localization"]) for name, entry in entries.items()}
@@ -109,28 +124,33 @@ def print_table(entries: dict, baselines: dict):
     print(f"\n{'AUROC [95 % interval]':<32}" + "".join(f"{title:>24}" for title in TITLES.values()))
     for name, values in lines.items():
         print(f"{name:<32}" + "".join(f"{show(values[number]):>24}" for number in TITLES))
+    print("published numbers compare with detection and with localization, pooled, under paper\n\n"
+          "less the best trivial score on the same records [95 % interval of the paired difference]")
     for name, entry in entries.items():
-        for number, found in entry["beyond_trivial"].items():
-            gap = found["difference"]
-            sure = gap["low"] is not None and gap["low"] > 0
-            print(f"{name}, {TITLES[number]}: {gap['value']:+.4f}" + (f" [{gap['low']:+.3f}, {gap['high']:+.3f}]"
-                  if gap["low"] is not None else "") + f" beyond the best trivial score, {found['rival']}"
-                  + ("" if sure else ": NOT A RESULT"))
+        for number, title in TITLES.items():
+            if number in entry["beyond_trivial"]:
+                print(f"  {name}, {title}: {judge(entry['beyond_trivial'][number])}")
 
 
 def print_details(entries: dict):
     """Print what stands behind the headline: operating points, superclasses, diagnoses, phases."""
     for protocol, entry in entries.items():
-        detection, localization = entry["detection"], entry["localization"] or {}
+        detection, localization, beyond = entry["detection"], entry["localization"] or {}, entry["beyond_trivial"]
+        print(f"\n{protocol}: detection")
         for name, point in (detection["operating_points"] or {}).items():
-            print(f"{protocol}, {name.replace('_', ' ')} on fold 9: " + ", ".join(
+            print(f"  threshold of fold 9, {POINTS[name]}: " + ", ".join(
                 f"{measure} {show(point[measure])}" for measure in ("sensitivity", "specificity", "precision", "f1")))
-        for groups, kind in ((detection["by_superclass"], "superclass"),
-                             (localization.get("by_diagnosis", {}), "diagnosis")):
-            for name, found in groups.items():
-                print(f"{protocol}, {kind} {name} ({found['records']} records): {show(found['auroc'])}")
+        for name, found in detection["by_superclass"].items():
+            print(f"  {name} ({found['records']} records): {show(found['auroc'])}; "
+                  f"{judge(beyond.get(f'by_superclass: {name}'))}")
+        if localization:
+            print(f"{protocol}: localization")
+        for name, found in localization.get("by_diagnosis", {}).items():
+            print(f"  {found['title']} ({found['records']} records): {show(found['auroc'])}; "
+                  f"{judge(beyond.get(f'by_diagnosis: {name}'))}")
         for name, found in (localization.get("phase_matched") or {}).items():
-            print(f"{protocol}, {'mean over phases' if name == 'mean' else f'within {name} points'}: {show(found)}")
+            print(f"  {'mean over phases' if name == 'mean' else f'within {name} points'}: {show(found)}; "
+                  f"{judge(beyond.get(f'phase_matched: {name}'))}")
     if not any(entry["detection"]["by_superclass"] for entry in entries.values()):
         print("superclasses and statements are skipped: no table beside test.npy tells them")
 
@@ -175,22 +195,27 @@ def print_report(entries: dict, baselines: dict, about: dict):
 def write_report(output: Path, results: dict, table: dict, maps: dict, examples: dict | None):
     """Write all files of a report, each atomically; results.json goes first and comes last, and names the others.
 
-    examples: {"protocol", "rows": of choose_examples, "restored": (n, 4800, leads)}, or None.
+    What an earlier report left there is removed, its figures too. examples: {"protocol", "rows": of choose_examples,
+    "restored", "maps": (n, 4800, leads)}, or None.
     """
     scores = pack_table(table)
     results = {**results, "scores": hashlib.sha256(scores).hexdigest(), "examples": bool(examples),
                "maps": {protocol: fingerprint(found) for protocol, found in maps.items()}}
     text = pack_json(results)
-    for path in (output / RESULTS_FILE, output / EXAMPLES_FILE, *output.glob(maps_path("", "*").name)):
-        if path.exists() and path not in (maps_path(output, protocol) for protocol in maps):
-            path.unlink()
+    if (output / RESULTS_FILE).exists():
+        print(f"the earlier report in {output} is replaced")
+    for pattern in (RESULTS_FILE, EXAMPLES_FILE, maps_path("", "*").name, *figures.PATTERNS):
+        for path in output.glob(pattern):
+            if path not in (maps_path(output, protocol) for protocol in maps):
+                path.unlink()
     write_atomically(output / SCORES_FILE, lambda file: file.write(scores))
     for protocol, found in maps.items():
         write_atomically(maps_path(output, protocol), functools.partial(np.save, arr=found))
     if examples:
         rows, names, titles = zip(*examples["rows"])
         write_atomically(output / EXAMPLES_FILE, lambda file: np.savez_compressed(
-            file, protocol=examples["protocol"], rows=rows, names=names, titles=titles, restored=examples["restored"]))
+            file, protocol=examples["protocol"], rows=rows, names=names, titles=titles, restored=examples["restored"],
+            maps=examples["maps"]))
     write_atomically(output / RESULTS_FILE, lambda file: file.write(text))
 
 
@@ -212,14 +237,15 @@ def read_examples(folder) -> dict:
     try:
         with np.load(path, allow_pickle=False) as stored:
             rows = list(zip(stored["rows"].tolist(), stored["names"].tolist(), stored["titles"].tolist()))
-            return {"protocol": str(stored["protocol"]), "rows": rows, "restored": stored["restored"]}
+            return {"protocol": str(stored["protocol"]), "rows": rows, "restored": stored["restored"],
+                    "maps": stored["maps"]}
     except Exception as error:          # numpy and zipfile raise whatever a damaged file makes them trip over
         raise UserError(f"{path} is not readable ({type(error).__name__}); score the checkpoint again with "
                         "--save_maps 1") from error
 
 
 def draw_report(output: Path, table: dict, entries: dict, history: list):
-    """Draw detection and learning curves. entries: {protocol: its numbers}; history: rows of history.csv."""
+    """Draw all but the examples. entries: {protocol: its numbers}; history: rows of history.csv."""
     rows = table["split"] == "test"
     labels, weights = table["label"][rows], metrics.draw_records(int(rows.sum()))
     series = [*entries, *(name for name in table if name.endswith(MEDIAN_BEAT))]
@@ -239,26 +265,28 @@ def draw_report(output: Path, table: dict, entries: dict, history: list):
             for name, found in ((entry[part] or {}).get(f"by_{kind}") or {}).items():
                 found = found or {}             # a lead may have points of one kind alone
                 label = f"{found.get('title', name)} (n={found['records']})" if "records" in found else name
-                groups.setdefault(label, {})[protocol] = found.get("auroc", found)
+                group = groups.setdefault(label, {})
+                group[protocol] = found.get("auroc", found or None)
+                beyond = entry["beyond_trivial"].get(f"by_{kind}: {name}")
+                group["best trivial score"] = beyond["value"] if beyond else group.get("best trivial score")
         if groups:
             figures.draw_group_aurocs(groups, output, f"auroc_by_{kind}", title)
     if history:
         figures.draw_learning_curves(history, output)
 
 
-def draw_examples(output: Path, benchmark: Benchmark, signals: np.ndarray, maps: dict, examples: dict):
+def draw_examples(output: Path, benchmark: Benchmark, signals: np.ndarray, examples: dict):
     """Draw the restored examples. signals: the benchmark's (records, 5000, leads)."""
     scale = benchmark.scale
-    for (row, name, title), restored in zip(examples["rows"], examples["restored"]):
+    for (row, name, title), restored, scores in zip(examples["rows"], examples["restored"], examples["maps"]):
         signal = crop_global(signals[row:row + 1])[0]
         if scale is not None:
             low, high = scale["low"][row], scale["high"][row]
             signal, restored = ((values + 1) / 2 * (high - low) + low for values in (signal, restored))
+        truth = np.where(benchmark.labels[row] <= 1, benchmark.labels[row], EXCLUDED).astype(np.uint8)
         figures.draw_localization(figures.Example(
-            f"{title}, {examples['protocol']} protocol", "normalised" if scale is None else "mV",
-            benchmark.lead_names, signal, restored, np.where(benchmark.labels[row] <= 1, benchmark.labels[row],
-                                                             EXCLUDED).astype(np.uint8),
-            maps[examples["protocol"]][row]), output, f"localization_{name}")
+            f"{title}, {examples['protocol']} protocol", "normalised" if scale is None else "mV", benchmark.lead_names,
+            signal, restored, truth, scores), output, f"localization_{name}")
 
 
 def print_average(averaged: dict, number: int):

@@ -64,7 +64,7 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
 
     def score_rows(some: slice, beats_at_once: int):
         records = (signals[some] if torch.is_tensor(signals) else
-                   send(read_rows(signals, np.arange(len(signals))[some], SIGNAL_FILES[split]), device))
+                   send(read_rows(signals, np.arange(len(signals))[some], SIGNAL_FILES.get(split, split)), device))
         if protocol == "clean":
             records = normalize_records(records)
         scores[some], found = score_records(fused, records, beats[some], masks, protocol, with_maps, beats_at_once)
@@ -80,8 +80,9 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
     if with_maps and parallel.PROCESSES > 1:
         maps = parallel.add_up(torch.from_numpy(maps).to(device)).cpu().numpy()
     if not np.isfinite(scores).all():
-        raise UserError(f"the network gives row {np.flatnonzero(~np.isfinite(scores))[0]} of {SIGNAL_FILES[split]} no "
-                        "finite score; its weights are not sound, name another checkpoint or train it again")
+        raise UserError(f"the network gives row {np.flatnonzero(~np.isfinite(scores))[0]} of "
+                        f"{SIGNAL_FILES.get(split, split)} no finite score; its weights are not sound, name another "
+                        "checkpoint or train it again")
     return Scores(scores, maps, sum(not len(found) for found in r_peaks), len(signals) - sum(real))
 
 

@@ -10,10 +10,8 @@ Prints the AUROCs with their intervals and writes results.json, detection_scores
 localization maps. Where fold 9 is there it is scored too, and sets the operating points.
 """
 import argparse
-import hashlib
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +23,11 @@ import parallel
 import recordings
 import report
 import scoring
-from arrays import (SIGNAL_FILES, VALIDATION_FOLD, describes, details_path, fingerprint, iterate_rows, label_path,
-                    load_details, load_manifest, load_r_peaks, load_records, open_labels, open_signals, read_rows,
-                    signal_path)
+from arrays import (SIGNAL_FILES, VALIDATION_FOLD, details_path, iterate_rows, load_details, load_r_peaks, load_records,
+                    open_signals, read_rows, signal_path)
 from dataloader import crop_global, normalize_records
-from ludb import split_diagnoses
 from model import HISTORY, MCF, load_checkpoint
-from signals import LEAD_NAMES
+from splits import Split, describe_data, identity_of, load_split, load_splits, open_benchmark
 from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
                    require_writable, run, save_json, sha256_of, versions)
 
@@ -65,64 +61,12 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-@dataclass
-class Split:
-    """A split to score. records: columns of its table, or None where nothing tells which records these are."""
-    name: str
-    signals: np.ndarray                 # (records, 5000, leads)
-    labels: np.ndarray                  # (records,), of the benchmark (records, 5000, leads)
-    r_peaks: list
-    records: dict | None
-
-    def rows(self):
-        """The records one by one, checked to be finite."""
-        return iterate_rows(self.signals, SIGNAL_FILES[self.name])
-
-
-def load_split(arguments, name: str) -> Split:
-    """Open and check a split. Raises UserError."""
-    signals = open_signals(arguments.data_path, name, arguments.dims)
-    labels = open_labels(arguments.data_path, name, signals.shape if name == "benchmark" else signals.shape[:1])
-    if name == "benchmark":
-        marked, normal = (np.count_nonzero(crop_global(labels) == kind) for kind in (1, 0))
-        if not marked or not normal:
-            raise UserError(f"{label_path(arguments.data_path, name)} marks none or all of the samples that are "
-                            "scored, 100:4900; make it again, or remove the benchmark")
-    return Split(name, signals, labels, load_r_peaks(arguments.data_path, name, signals),
-                 load_records(arguments.data_path, name, signals))
-
-
-def load_splits(arguments) -> dict:
-    """The splits to score by name: test, and what there is of val (fold 9) and benchmark. Raises UserError."""
-    wanted = ["test"] + ["val"] * arguments.fold9 + ["benchmark"]
-    with parallel.one_after_the_first():                            # R peaks are found once, if they have to be
-        splits = {name: load_split(arguments, name) for name in wanted
-                  if name == "test" or signal_path(arguments.data_path, name).exists()}
-    if "benchmark" not in splits:
-        print(f"localization is skipped: {arguments.data_path} holds no {SIGNAL_FILES['benchmark']}; put the authors' "
-              "two benchmark files there, or make them with preprocess.py --ludb_path.")
-    if arguments.fold9 and "val" not in splits:
-        print(f"operating points are skipped: {arguments.data_path} holds no {SIGNAL_FILES['val']}, fold 9, which "
-              "sets them; make it with preprocess.py.")
-    return splits
-
-
-def open_benchmark(arguments, split: Split) -> evaluation.Benchmark:
-    """The benchmark's truth, and what tells the phases of the beat and the diagnoses, where that is known."""
-    known = (split.records or {}).get("diagnoses")
-    diagnoses = None if known is None else [split_diagnoses(text) for text in known]
-    leads = split.signals.shape[2]
-    names = LEAD_NAMES if leads == len(LEAD_NAMES) else tuple(f"lead {place + 1}" for place in range(leads))
-    return evaluation.crop_benchmark(split.labels, load_details(arguments.data_path, "benchmark", split.signals),
-                                     diagnoses, names)
-
-
 def load_model(arguments, path) -> tuple:
     """The network to score (on the CPU), and what the report says of it. Raises UserError."""
     if not arguments.load_model:
         print("--load_model 0: an untrained network is scored; its numbers only show that the pipeline runs.")
         torch.manual_seed(arguments.seed)
-        return MCF(arguments.dims, arguments.hidden), {"history": [], **dict.fromkeys(("path", "sha256", "epoch", "config"))}
+        return MCF(arguments.dims, arguments.hidden), {"path": None, "sha256": None, **known_facts({})}
     model, facts = load_checkpoint(path)
     for flag, held in (("dims", model.leads), ("hidden", model.hidden)):
         if getattr(arguments, flag) != held:
@@ -198,22 +142,6 @@ def fit_median_beats(arguments):
     return None
 
 
-def describe_data(data_path, splits: list) -> dict:
-    """Provenance for results.json: the manifest where it describes the arrays that were scored, and their identity."""
-    manifest = load_manifest(data_path)
-    described = all(describes(manifest, split.name, split.signals) for split in splits)
-    if manifest and not described:
-        print(f"the manifest in {data_path} does not describe all arrays that are scored, and is left out of the "
-              "report; see that the labels belong to the same signals.")
-    return {"data": manifest if described else None, "arrays": {split.name: identity_of(split) for split in splits}}
-
-
-def identity_of(split: Split) -> dict:
-    """What results.json says a split is, its labels included."""
-    return {"shape": list(split.signals.shape), "fingerprint": fingerprint(split.signals),
-            "labels": hashlib.sha256(np.ascontiguousarray(split.labels, np.uint8)).hexdigest()}
-
-
 def score_checkpoint(arguments, loaded: tuple, splits: dict, benchmark, trivial: dict, about: dict, device):
     """Score what load_model gave, report into arguments.output_dir; returns the entries (the first process alone)."""
     model, checkpoint = loaded
@@ -231,8 +159,9 @@ def score_checkpoint(arguments, loaded: tuple, splits: dict, benchmark, trivial:
     if maps and (arguments.save_maps or arguments.figures):
         protocol = list(maps)[-1]
         if rows := evaluation.choose_examples(benchmark, maps[protocol]):
-            examples = {"protocol": protocol, "rows": rows, "restored": restore_examples(
-                model, splits["benchmark"], [row for row, *_ in rows], protocol, arguments, device)}
+            places = [row for row, *_ in rows]
+            examples = {"protocol": protocol, "rows": rows, "maps": maps[protocol][places], "restored":
+                        restore_examples(model, splits["benchmark"], places, protocol, arguments, device)}
     return make_report(arguments, table, entries, splits.get("benchmark"), benchmark, maps, examples,
                        {**about, "checkpoint": checkpoint})
 
@@ -265,7 +194,7 @@ def make_report(arguments, table: dict, entries: dict, split: Split | None, benc
     if arguments.figures:
         report.draw_report(output, table, entries, about["checkpoint"]["history"])
         if examples:
-            report.draw_examples(output, benchmark, split.signals, maps, examples)
+            report.draw_examples(output, benchmark, split.signals, examples)
     print(f"written to {output}")
     return entries
 
@@ -275,16 +204,16 @@ def report_again(arguments, folder: Path) -> dict:
     results = report.read_results(folder)
     table = report.read_table(folder, results.get("scores"))
     protocols = [name for name in scoring.PROTOCOLS if name in results]
-    split, benchmark, examples, maps = None, None, None, {}
-    if results["maps"]:
+    split, benchmark, maps = None, None, {}
+    if results["maps"] or (arguments.figures and results["examples"]):
         split = load_split(arguments, "benchmark")
         benchmark = open_benchmark(arguments, split)
         if identity_of(split) != results["arrays"]["benchmark"]:
             raise UserError(f"the benchmark in {arguments.data_path} or its labels are not those that {folder} was "
                             "scored on; name their folder with --data_path, or score the checkpoint again")
         maps = report.read_maps(folder, results["maps"], benchmark.labels.shape)
-        examples = report.read_examples(folder) if results["examples"] else None
-    elif "benchmark" in results["arrays"]:
+    examples = report.read_examples(folder) if results["examples"] else None
+    if "benchmark" in results["arrays"] and not maps:
         print(f"{folder} keeps no maps (--save_maps 1): its localization numbers stay as they were")
     known = (*protocols, "baselines", "maps", "scores", "examples")
     arguments.save_maps = 1
