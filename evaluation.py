@@ -76,7 +76,7 @@ def evaluate_detection(table: dict, column: str) -> dict:
 def evaluate_localization(benchmark: Benchmark, maps: np.ndarray) -> dict:
     """All of localization for one map: pooled, per record, phase-matched, by lead and by diagnosis."""
     ranking = metrics.PointRanking(benchmark.labels, maps, metrics.draw_records(len(maps)))
-    found = {"pooled": ranking.pool(), "per_record": ranking.average_records(), "phase_matched": None}
+    found = {"pooled": ranking.pool(measures=tuple(metrics.MEASURES)), "per_record": ranking.average_records(), "phase_matched": None}
     if benchmark.phases is not None:
         found["phase_matched"] = ranking.match_phases(benchmark.phases, PHASES)
     found["by_lead"] = {lead: ranking.pool(np.arange(maps.shape[2]) == place)["auroc"]

@@ -55,7 +55,8 @@ MARKING = {MARKED: {"facecolor": "#DDF0FB", "edgecolor": SKY, "hatch": "////", "
 class Example:
     """A record for draw_localization. Arrays are (samples, leads) at 500 Hz; a higher score is more anomalous.
 
-    unit: "mV", or "normalised"; truth: uint8, 1 marked as abnormal, 0 normal, EXCLUDED where nobody says.
+    unit: "mV", or "normalised"; truth: uint8, 1 marked as abnormal, 0 normal, EXCLUDED where nobody says; all 0 where
+    there is none.
     """
     title: str
     unit: str
@@ -162,10 +163,11 @@ def draw_localization(example: Example, output: Path, name: str, window: tuple |
     scale = "25 mm/s, 10 mm/mV" if example.unit == "mV" else "25 mm/s; normalised, no mV scale (10 mm a unit)"
     cut = f"; traces are cut off at {MOST_UNITS} cm" if any(cut for *_, cut in limits) else ""
     figure.text(8 / width, 1 - 3 / height, example.title, va="top", size=9, weight="bold")
-    figure.text(8 / width, 1 - 8 / height, f"{scale}{cut}. Strip under a lead: score above, marks below.", va="top")
+    strip = "score above, marks below" if example.truth.any() else "score"
+    figure.text(8 / width, 1 - 8 / height, f"{scale}{cut}. Strip under a lead: {strip}.", va="top")
+    marks = [Patch(label="marked as abnormal", **MARKING[MARKED]), Patch(label="not annotated", **MARKING[EXCLUDED])]
     figure.legend(handles=[Line2D([], [], label="ECG", **TRACE), Line2D([], [], label="restored", **RESTORED),
-                           Patch(label="marked as abnormal", **MARKING[MARKED]),
-                           Patch(label="not annotated", **MARKING[EXCLUDED])],
+                           *(marks if example.truth.any() else ())],
                   loc="lower left", bbox_to_anchor=(8 / width, 2 / height), ncols=2, borderpad=0, borderaxespad=0)
     bar = place(width - 60, 7, 50, 3)
     figure.colorbar(colours, cax=bar, orientation="horizontal", extend="max").outline.set_linewidth(0.5)

@@ -110,7 +110,7 @@ class PointRanking:
     """
 
     def __init__(self, labels: np.ndarray, maps: np.ndarray, weights: np.ndarray):
-        self.labels, self.maps, self.weights = labels, maps, weights
+        self.labels, self.maps, self.weights = labels, maps, weights.astype(np.float64)
         self.scored = labels <= 1
         sample = maps.reshape(-1)[np.random.default_rng(0).integers(0, maps.size, BINNING_SAMPLE)]
         edges = np.unique(np.quantile(sample, np.linspace(0, 1, POINT_BINS + 1)[1:-1]))
@@ -121,10 +121,21 @@ class PointRanking:
         """Counts (records, bins) of the chosen points (records, samples, leads)."""
         chosen = np.broadcast_to(chosen, self.labels.shape).reshape(len(self.labels), -1)
         return np.stack([np.bincount(bins[mask], minlength=self.number_of_bins)
-                         for bins, mask in zip(self.bins, chosen)]).astype(np.float32)
+                         for bins, mask in zip(self.bins, chosen)]).astype(np.float64)
 
-    def pool(self, chosen=True, positive=None) -> dict:
-        """AUROC and average precision over all chosen points of all records together.
+    def _resample_auroc(self, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+        """The resamples' AUROC (draws,) from histograms (records, bins).
+
+        An AUROC counts pairs of points; the pairs of every two records are counted once, and each resample weighs them.
+        """
+        below = np.cumsum(negative, axis=1) - negative / 2
+        pairs = positive @ below.T                                                  # (records, records)
+        with np.errstate(invalid="ignore"):
+            return ((self.weights @ pairs * self.weights).sum(axis=1)
+                    / ((self.weights @ positive.sum(axis=1)) * (self.weights @ negative.sum(axis=1))))
+
+    def pool(self, chosen=True, positive=None, measures=("auroc",)) -> dict:
+        """AUROC, or all of measures, over all chosen points of all records together.
 
         chosen: mask that broadcasts to the maps; positive: which of them count as anomalous (default: as labelled).
         """
@@ -132,9 +143,11 @@ class PointRanking:
         positive = self.labels == 1 if positive is None else positive
         counts = tuple(self._histograms(chosen & kind) for kind in (positive, ~positive))
         values = count_by_score(positive[chosen], self.maps[chosen])
-        drawn = [(self.weights @ count).astype(np.float64) for count in counts]
         contributing = min(np.count_nonzero(count.any(axis=1)) for count in counts)
-        return {name: estimate(measure(*values), measure(*drawn), contributing) for name, measure in MEASURES.items()}
+        drawn = {"auroc": self._resample_auroc(*counts)}
+        if "average_precision" in measures:
+            drawn["average_precision"] = average_precision(*(self.weights @ count for count in counts))
+        return {name: estimate(MEASURES[name](*values), drawn[name], contributing) for name in measures}
 
     def each_record(self) -> np.ndarray:
         """AUROC and average precision of each record's own points, (records, 2); NaN where they are of one kind."""

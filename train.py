@@ -282,6 +282,8 @@ def train(arguments):
     if arguments.save_model and not arguments.resume and state.last_path.exists():
         print(f"{state.last_path} and its checkpoint are of an earlier run, which this one replaces from its first "
               "epoch on; --resume would continue it.")
+    elif arguments.save_model and not arguments.resume and state.path.exists():
+        print(f"{state.path} is there already, and is replaced when the first epoch to keep is done")
     print(f"training on {len(rows)} normal records, protocol {arguments.protocol}, epoch kept: {arguments.select}, "
           f"on {device}" + (f", {parallel.PROCESSES} processes" if parallel.PROCESSES > 1 else "")
           + (f", after {done} epochs" if done else ""))

@@ -182,7 +182,7 @@ def add_published_flags(parser):
 def check_published_flags(arguments):
     """Raise UserError for a value that no run can use."""
     for name, least, most in (("dims", 1, 1000), ("hidden", 2, 10_000), ("mask_ratio", 1, 100), ("seed", 0, 2**31),
-                              ("epochs", 1, 10**6), ("batch_size", 1, 10**6), ("lr", 0, 1e6)):
+                              ("epochs", 1, 10**6), ("batch_size", 1, 10**6), ("lr", 1e-12, 1e6)):
         value = getattr(arguments, name)
         if not least <= value <= most:                      # false for NaN too
             raise UserError(f"--{name} {value} is out of range; choose {least} to {most}")

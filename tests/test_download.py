@@ -236,6 +236,7 @@ def test_a_mirror_without_recordings_is_soon_given_up(mirror, tmp_path, capsys, 
     monkeypatch.setattr(download, "MOST_FAULTS", 4)
     mirror.files = {name: content for name, content in mirror.files.items() if "records100" not in name}
     refuse(capsys, mirror, tmp_path, "4 of the files", "404")
+    assert not list(tmp_path.glob("records100/**/*.dat"))
 
 
 def test_connections_work_in_parallel_and_are_kept(mirror, tmp_path):

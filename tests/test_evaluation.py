@@ -27,7 +27,7 @@ def table():
 
 def test_detection_groups(table):
     """Superclasses and statements are held against all normals; statements with fewer than 20 records are left out."""
-    found = evaluation.evaluate_detection(table, "clean", groups=True)
+    found = evaluation.evaluate_detection(table, "clean")
     rows = table["split"] == "test"
     labels, scores, classes = (table[name][rows] for name in ("label", "clean", "superclasses"))
     assert found["auroc"]["value"] == pytest.approx(roc_auc_score(labels, scores))
@@ -40,15 +40,15 @@ def test_detection_groups(table):
 
 def test_operating_points_come_from_fold_9_alone(table):
     """Other test scores move what is reported at a threshold, never the threshold; without fold 9 there is none."""
-    before = evaluation.evaluate_detection(table, "clean", groups=True)["operating_points"]
+    before = evaluation.evaluate_detection(table, "clean")["operating_points"]
     changed = {**table, "clean": np.where(table["split"] == "test", table["clean"] - 1, table["clean"])}
-    after = evaluation.evaluate_detection(changed, "clean", groups=True)["operating_points"]
+    after = evaluation.evaluate_detection(changed, "clean")["operating_points"]
     for name in ("sensitivity_90", "youden"):
         assert after[name]["threshold"] == before[name]["threshold"]
         assert after[name]["sensitivity"]["value"] < before[name]["sensitivity"]["value"]
     rows = table["split"] == "test"
     alone = {name: column[rows] for name, column in table.items()}
-    assert evaluation.evaluate_detection(alone, "clean", groups=True)["operating_points"] is None
+    assert evaluation.evaluate_detection(alone, "clean")["operating_points"] is None
 
 
 @pytest.fixture
@@ -59,13 +59,14 @@ def benchmark():
     diagnoses = [("Left ventricular hypertrophy.",) * (row < 6) + ("Scar formation: septal.",) * (row < 3)
                  for row in range(12)]
     labels = np.stack([ludb.mark(*pair) for pair in zip(phases, diagnoses)])
-    return evaluation.Benchmark(labels, phases, diagnoses, None, ("I", "II", "III") + ("x",) * 9)
+    return evaluation.Benchmark(labels, phases, diagnoses, None, list(range(12)),
+                                ("I", "II", "III") + ("x",) * 9)
 
 
 def test_localization_groups(benchmark):
     """A diagnosis is judged on its records alone: the points that its rule marks, against those that no rule marks."""
     maps = np.random.default_rng(2).normal(benchmark.labels == 1, 1).astype(np.float32)
-    found = evaluation.evaluate_localization(benchmark, maps, groups=True)
+    found = evaluation.evaluate_localization(benchmark, maps)
     assert set(found["by_diagnosis"]) == {"ventricular_hypertrophy", "scar"}
     assert [found["by_diagnosis"][key]["records"] for key in ("ventricular_hypertrophy", "scar")] == [6, 3]
     scored = benchmark.labels[:6] <= 1
@@ -96,3 +97,19 @@ def test_mean_of_runs():
         return {"clean": {"detection": {"auroc": {"value": value}}, "localization": None}}
     found = evaluation.average_runs([run(0.7), run(0.8), run(0.9)])
     assert found["clean"] == {"detection_auroc": {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1)}}
+
+
+def test_each_number_is_held_against_the_best_trivial_one(table):
+    """Headline and groups carry their paired difference to the best rival of the same records."""
+    rows = table["split"] == "test"
+    perfect, noise = table["label"] + 0.0, np.random.default_rng(5).normal(size=len(rows))
+    columns = {**table, "trivial: truth": perfect, "trivial: noise": noise}
+    entries, rivals = evaluation.evaluate(columns, ["clean"], None, {}, {})
+    assert set(rivals["detection"]) == {"truth", "noise"} and "localization" not in rivals
+    beyond = entries["clean"]["beyond_trivial"]
+    assert {"detection", "by_superclass: MI", "by_statement: IMI"} <= set(beyond)
+    for number, own in (("detection", entries["clean"]["detection"]["auroc"]),
+                        ("by_superclass: MI", entries["clean"]["detection"]["by_superclass"]["MI"]["auroc"])):
+        assert beyond[number]["rival"] == "truth" and beyond[number]["value"]["value"] == 1
+        assert beyond[number]["difference"]["value"] == pytest.approx(own["value"] - 1)
+        assert beyond[number]["difference"]["high"] < 0

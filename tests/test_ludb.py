@@ -343,7 +343,8 @@ def test_real_ludb(tmp_path):
     pytest.importorskip("soundfile", reason="soundfile is not installed, and unpacks LUDB")
     subprocess.run([sys.executable, SHARED / "data" / "unpack.py", tmp_path, "ludb"], check=True, capture_output=True)
     paths = ludb.list_records(tmp_path / "ludb")
-    assert ludb.source_of(paths)["version"] == ludb.VERSIONS[200] and len(ludb.present_records(paths, tmp_path, False)) == 200
+    assert ludb.source_of(paths)["version"] == ludb.VERSIONS[200]
+    assert len(ludb.present_records(paths, tmp_path, False)) == 200
     audit = ludb.Audit(len(paths), 0)
     for path in paths.values():
         assert signals.read_record(path, ludb.SAMPLING_RATE).shape == (5000, 12)
