@@ -76,7 +76,8 @@ def evaluate_detection(table: dict, column: str) -> dict:
 def evaluate_localization(benchmark: Benchmark, maps: np.ndarray) -> dict:
     """All of localization for one map: pooled, per record, phase-matched, by lead and by diagnosis."""
     ranking = metrics.PointRanking(benchmark.labels, maps, metrics.draw_records(len(maps)))
-    found = {"pooled": ranking.pool(measures=tuple(metrics.MEASURES)), "per_record": ranking.average_records(), "phase_matched": None}
+    found = {"pooled": ranking.pool(measures=tuple(metrics.MEASURES)), "per_record": ranking.average_records(),
+             "phase_matched": None}
     if benchmark.phases is not None:
         found["phase_matched"] = ranking.match_phases(benchmark.phases, PHASES)
     found["by_lead"] = {lead: ranking.pool(np.arange(maps.shape[2]) == place)["auroc"]
@@ -196,7 +197,7 @@ def choose_examples(benchmark: Benchmark, maps: np.ndarray) -> list:
             row = int(rows[place])
             others = [rule.title for rule in ludb.rules_of(benchmark.diagnoses[row]) if rule.key != key
                       ] if benchmark.diagnoses else []
-            chosen.append((row, f"{key}_{rank}", f"Record {benchmark.names[row]}, {rank} of {len(rows)} with {title}"
-                           + (f" (also: {', '.join(others)})" if others else "")
-                           + f"; AUROC of all its marks {own[row]:.2f}"))
+            chosen.append((row, f"{key}_{rank}", f"Record {benchmark.names[row]}, {rank} of {len(rows)} with {title}; "
+                           f"AUROC of all its marks {own[row]:.2f}"
+                           + (f"\nAlso marked: {'; '.join(others)}." if others else "")))
     return chosen

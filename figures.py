@@ -55,8 +55,8 @@ MARKING = {MARKED: {"facecolor": "#DDF0FB", "edgecolor": SKY, "hatch": "////", "
 class Example:
     """A record for draw_localization. Arrays are (samples, leads) at 500 Hz; a higher score is more anomalous.
 
-    unit: "mV", or "normalised"; truth: uint8, 1 marked as abnormal, 0 normal, EXCLUDED where nobody says; all 0 where
-    there is none.
+    title: what follows a line break is in small print; unit: "mV", or "normalised"; truth: uint8, 1 marked as abnormal,
+    0 normal, EXCLUDED where nobody says; all 0 where there is none.
     """
     title: str
     unit: str
@@ -162,9 +162,10 @@ def draw_localization(example: Example, output: Path, name: str, window: tuple |
             pair[1].set_xlabel("time (s)", labelpad=1)
     scale = "25 mm/s, 10 mm/mV" if example.unit == "mV" else "25 mm/s; normalised, no mV scale (10 mm a unit)"
     cut = f"; traces are cut off at {MOST_UNITS} cm" if any(cut for *_, cut in limits) else ""
-    figure.text(8 / width, 1 - 3 / height, example.title, va="top", size=9, weight="bold")
+    title, _, rest = example.title.partition("\n")
+    figure.text(8 / width, 1 - 3 / height, title, va="top", size=9, weight="bold")
     strip = "score above, marks below" if example.truth.any() else "score"
-    figure.text(8 / width, 1 - 8 / height, f"{scale}{cut}. Strip under a lead: {strip}.", va="top")
+    figure.text(8 / width, 1 - 8 / height, f"{scale}{cut}. Strip under a lead: {strip}. {rest}", va="top")
     marks = [Patch(label="marked as abnormal", **MARKING[MARKED]), Patch(label="not annotated", **MARKING[EXCLUDED])]
     figure.legend(handles=[Line2D([], [], label="ECG", **TRACE), Line2D([], [], label="restored", **RESTORED),
                            *(marks if example.truth.any() else ())],

@@ -260,16 +260,16 @@ def draw_report(output: Path, table: dict, entries: dict, history: list):
                               ("statement", "detection", "Detection by SCP statement, against the normals"),
                               ("diagnosis", "localization", "Localization by diagnosis"),
                               ("lead", "localization", "Localization by lead")):
-        groups = {}
+        groups, rivals = {}, {}
         for protocol, entry in entries.items():
             for name, found in ((entry[part] or {}).get(f"by_{kind}") or {}).items():
                 found = found or {}             # a lead may have points of one kind alone
                 label = f"{found.get('title', name)} (n={found['records']})" if "records" in found else name
-                group = groups.setdefault(label, {})
-                group[protocol] = found.get("auroc", found or None)
+                groups.setdefault(label, {})[protocol] = found.get("auroc", found or None)
                 beyond = entry["beyond_trivial"].get(f"by_{kind}: {name}")
-                group["best trivial score"] = beyond["value"] if beyond else group.get("best trivial score")
+                rivals.setdefault(label, {"best trivial score": beyond["value"]} if beyond else {})
         if groups:
+            groups = {label: {**group, **rivals[label]} for label, group in groups.items()}
             figures.draw_group_aurocs(groups, output, f"auroc_by_{kind}", title)
     if history:
         figures.draw_learning_curves(history, output)
@@ -284,9 +284,10 @@ def draw_examples(output: Path, benchmark: Benchmark, signals: np.ndarray, examp
             low, high = scale["low"][row], scale["high"][row]
             signal, restored = ((values + 1) / 2 * (high - low) + low for values in (signal, restored))
         truth = np.where(benchmark.labels[row] <= 1, benchmark.labels[row], EXCLUDED).astype(np.uint8)
+        title = title.replace(";", f", {examples['protocol']} protocol;", 1)
         figures.draw_localization(figures.Example(
-            f"{title}, {examples['protocol']} protocol", "normalised" if scale is None else "mV", benchmark.lead_names,
-            signal, restored, truth, scores), output, f"localization_{name}")
+            title, "normalised" if scale is None else "mV", benchmark.lead_names, signal, restored, truth, scores),
+            output, f"localization_{name}")
 
 
 def print_average(averaged: dict, number: int):
