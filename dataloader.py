@@ -15,6 +15,8 @@ from utils import UserError
 PATCH_LENGTH = 48                                   # samples of a global mask's patch, 100 patches a recording
 FIRST_R, LAST_R = 200, 4400                         # a beat is valid where FIRST_R < R < LAST_R
 PUBLISHED_BEAT_MASKS = ((20, 120), (70, 170), (120, 220))
+SCALE_QUANTILE = 0.99                               # of |mV| in a lead becomes 1 under --normalization scale
+SCALE_RECORDS, SCALE_THINNING = 1000, 10            # evenly chosen records and every 10th sample tell it
 ROWS_AT_ONCE = 256                                  # while an array is copied to a device
 
 
@@ -36,15 +38,24 @@ def crop_global(records):
     return records[:, GLOBAL_START:GLOBAL_START + GLOBAL_LENGTH]
 
 
-def normalize_records(records: torch.Tensor) -> torch.Tensor:
-    """Min-max every lead of (B, samples, leads) to [-1, 1], flat leads to 0; normalised records stay as they are."""
-    return scale_minmax(records, dim=1)
+def normalize_records(records: torch.Tensor, lead_scale: torch.Tensor | None = None) -> torch.Tensor:
+    """Records (B, samples, leads) as the network is trained on them, inside [-1, 1].
+
+    lead_scale None: min-max of every lead, flat leads to 0 (paper); normalised records stay as they are. Else (leads,)
+    in mV, the records in mV too: u / sqrt(1 + u^2) with u = x / lead_scale, which keeps amplitude and stays where the
+    decoders' Tanh reaches.
+    """
+    if lead_scale is None:
+        return scale_minmax(records, dim=1)
+    ratio = records / lead_scale
+    return ratio * torch.rsqrt(1 + ratio.square())
 
 
-def cut_beats(records: torch.Tensor, rows: torch.Tensor, r_peaks: torch.Tensor) -> torch.Tensor:
-    """The beats around R peaks (n,) of records[rows]: (n, 480, leads), each lead min-max normalised."""
+def cut_beats(records: torch.Tensor, rows: torch.Tensor, r_peaks: torch.Tensor, minmax: bool = True) -> torch.Tensor:
+    """The beats around R peaks (n,) of records[rows]: (n, 480, leads), with minmax each lead normalised again."""
     samples = r_peaks[:, None] + torch.arange(-BEAT_BEFORE, BEAT_LENGTH - BEAT_BEFORE, device=r_peaks.device)
-    return scale_minmax(records[rows[:, None], samples], dim=1)
+    beats = records[rows[:, None], samples]
+    return scale_minmax(beats, dim=1) if minmax else beats
 
 
 def mask_out(signals: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -90,6 +101,26 @@ def scoring_masks(protocol: str, mask_ratio: int) -> tuple:
             global_masks[j, first:first + PATCH_LENGTH] = True
         local_masks[j, start:end] = True
     return global_masks, local_masks
+
+
+def to_millivolts(normalised, details: dict, rows):
+    """Undo the min-max of rows of a normalised array, (n, 5000, leads), torch or numpy.
+
+    details: "low" and "high" (records, leads) as arrays.load_details gives them; rows: which of them.
+    """
+    low, high = (details[name][rows][:, None] for name in ("low", "high"))
+    return (normalised + 1) / 2 * (high - low) + low
+
+
+def measure_lead_scale(signals: np.ndarray, rows: np.ndarray, details: dict) -> list:
+    """The mV of each lead that normalize_records takes for 1: a high quantile over rows of train.npy, (leads,) floats.
+
+    details: of arrays.load_details. A lead that is flat in all of them gets 1 mV.
+    """
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, SCALE_RECORDS).astype(int))]
+    values = to_millivolts(read_rows(signals, rows, SIGNAL_FILES["train"]), details, rows)
+    found = np.quantile(np.abs(values[:, ::SCALE_THINNING]), SCALE_QUANTILE, axis=(0, 1))
+    return [float(value) or 1.0 for value in found]
 
 
 def send(block: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -146,12 +177,17 @@ class TrainingBatches:
     with --amp bf16, else float32), otherwise they stream from the memory map.
     """
 
-    def __init__(self, signals: np.ndarray, rows: np.ndarray, r_peaks: list, arguments, device: torch.device):
+    def __init__(self, signals: np.ndarray, rows: np.ndarray, r_peaks: list, arguments, device: torch.device,
+                 lead_scale: list | None = None, details: dict | None = None):
         """rows: the rows of the training array to train on; r_peaks: of every one of its rows.
 
-        arguments: data_path, batch_size, mask_ratio, seed, workers and amp are used.
+        arguments: data_path, batch_size, mask_ratio, seed, workers and amp are used. lead_scale: of normalize_records,
+        with details, of arrays.load_details, that lead back to mV; None for min-max.
         """
         self.rows, self.device, self.arguments = rows, device, arguments
+        self.lead_scale = None if lead_scale is None else torch.tensor(lead_scale, device=device)
+        self.bounds = None if lead_scale is None else {name: torch.from_numpy(details[name][rows]).to(device)
+                                                       for name in ("low", "high")}
         beats = [valid_beats(r_peaks[row])[0] for row in rows]
         self.number_of_beats = torch.tensor([len(found) for found in beats])
         self.beats = torch.zeros(len(beats), int(self.number_of_beats.max()), dtype=torch.long)
@@ -199,8 +235,10 @@ class TrainingBatches:
         shares = self.shares()
         for number, records in enumerate(self.fetch(order, [places for places, _, _ in shares])):
             places, mine, of_all = shares[number]
-            batch = make_batch(records, r_peaks[places.start:places.stop:places.step], global_masks[number],
-                               local_masks[number])
+            chosen = slice(places.start, places.stop, places.step)
+            if self.lead_scale is not None:
+                records = to_millivolts(records, self.bounds, order[chosen].to(self.device))
+            batch = make_batch(records, r_peaks[chosen], global_masks[number], local_masks[number], self.lead_scale)
             yield batch, mine * parallel.PROCESSES / of_all, of_all
 
     def fetch(self, order: torch.Tensor, batches: list):
@@ -222,9 +260,13 @@ class TrainingBatches:
             raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.UserError: ")) from error
 
 
-def make_batch(records: torch.Tensor, r_peaks: torch.Tensor, global_mask: torch.Tensor, local_mask: torch.Tensor):
-    """(B, 5000, leads), one R peak each (B,), and masks -> (ecg, beat, masked ecg, masked beat, trend)."""
-    records = normalize_records(records)
+def make_batch(records: torch.Tensor, r_peaks: torch.Tensor, global_mask: torch.Tensor, local_mask: torch.Tensor,
+               lead_scale: torch.Tensor | None = None):
+    """(B, 5000, leads), one R peak each (B,), and masks -> (ecg, beat, masked ecg, masked beat, trend).
+
+    lead_scale: of normalize_records.
+    """
+    records = normalize_records(records, lead_scale)
     ecg = crop_global(records)
-    beat = cut_beats(records, torch.arange(len(records), device=records.device), r_peaks)
+    beat = cut_beats(records, torch.arange(len(records), device=records.device), r_peaks, minmax=lead_scale is None)
     return ecg, beat, mask_out(ecg, global_mask), mask_out(beat, local_mask), compute_trend(ecg)

@@ -100,6 +100,8 @@ class FusedMCF:
     @torch.no_grad()
     def __init__(self, model: MCF, dtype: torch.dtype = torch.float32):
         self.model, self.leads, self.hidden = model, model.leads, model.hidden
+        self.lead_scale = None if model.lead_scale is None else torch.tensor(
+            model.lead_scale, device=next(model.parameters()).device)
         self.encode_global, self.encode_local, self.encode_trend = (
             FusedEncoder(encoder, dtype)
             for encoder in (model.global_encoder, model.local_encoder, model.trend_encoder))

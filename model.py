@@ -80,6 +80,7 @@ class MCF(nn.Module):
         if hidden % 2:
             raise ValueError(f"hidden must be even (two attention heads), not {hidden}")
         self.leads, self.hidden = enc_in, hidden
+        self.lead_scale = None          # of dataloader.normalize_records: how its input was normalised in training
         self.global_encoder = build_encoder(enc_in, hidden)
         self.local_encoder = build_encoder(enc_in, hidden)
         self.trend_encoder = build_encoder(enc_in, hidden)
@@ -190,9 +191,11 @@ def translate_published(state: dict) -> dict:
 def save_checkpoint(path, model: MCF, **facts):
     """Write weights with what is known of them, atomically: plain types and tensors only.
 
-    facts: config, epoch, metrics, ... under these names beside "model_state_dict".
+    facts: config, epoch, metrics, ... under these names beside "model_state_dict" and "lead_scale".
     """
     content = {"model_state_dict": {name: value.cpu() for name, value in model.state_dict().items()}, **facts}
+    if model.lead_scale is not None:
+        content["lead_scale"] = model.lead_scale
     whole = io.BytesIO()                # torch.save to a file says nothing of the disk when it is full
     torch.save(content, whole)
     write_atomically(path, lambda file: file.write(whole.getbuffer()))
@@ -219,12 +222,23 @@ def load_checkpoint(path) -> tuple:
             state = translate_published(state)
         model = MCF(enc_in=state["global_encoder.0.weight"].shape[1], hidden=state["global_encoder.14.weight"].shape[0])
         model.load_state_dict(state)
+        model.lead_scale = read_lead_scale(content.pop("lead_scale", None), model.leads)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
         raise UserError(f"{path} does not hold the weights of this network ({type(error).__name__}); "
                         "name another checkpoint, or train it again") from error
     if not weights_are_finite(model):
         raise UserError(f"{path} holds weights that are NaN or infinite; name another checkpoint, or train it again")
     return model, content
+
+
+def read_lead_scale(held, leads: int) -> list | None:
+    """The lead_scale that a checkpoint holds, which may come from anyone. Raises ValueError, TypeError."""
+    if held is None:
+        return None
+    scale = [float(value) for value in held]
+    if len(scale) != leads or not all(0 < value < float("inf") for value in scale):
+        raise ValueError("lead_scale must be a positive number a lead")
+    return scale
 
 
 def weights_are_finite(model: nn.Module) -> bool:

@@ -65,8 +65,8 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
     def score_rows(some: slice, beats_at_once: int):
         records = (signals[some] if torch.is_tensor(signals) else
                    send(read_rows(signals, np.arange(len(signals))[some], SIGNAL_FILES.get(split, split)), device))
-        if protocol == "clean":
-            records = normalize_records(records)
+        if protocol != "paper":
+            records = normalize_records(records, fused.lead_scale)
         scores[some], found = score_records(fused, records, beats[some], masks, protocol, with_maps, beats_at_once)
         if with_maps:
             maps[some] = smooth_maps(found).cpu().numpy()
@@ -142,7 +142,7 @@ def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: li
     for global_mask, local_mask in zip(*masks):
         global_tokens = model.encode_global(mask_out(ecg, global_mask))
         for owner, position in zip(owners.tensor_split(chunks), positions.tensor_split(chunks)):
-            beat = cut_beats(records, owner, position)
+            beat = cut_beats(records, owner, position, minmax=model.lead_scale is None)
             outputs = model.restore(global_tokens[owner], model.encode_local(mask_out(beat, local_mask)),
                                     trend_begun[owner])
             errors = restoration_errors(outputs, ecg[owner], beat)
@@ -208,7 +208,7 @@ def restore_records(model: MCF, signals: np.ndarray, r_peaks: list, protocol: st
         records = send(np.ascontiguousarray(record, dtype=np.float32)[None], device)
         ecg, positions = crop_global(records), send(positions, device)
         owner = torch.zeros_like(positions)
-        beat = cut_beats(records, owner, positions)
+        beat = cut_beats(records, owner, positions, minmax=fused.lead_scale is None)
         trend = fused.begin_trend(fused.encode_trend(compute_trend(ecg)))[owner]
         passes = [fused.restore(fused.encode_global(mask_out(ecg, global_mask))[owner],
                                 fused.encode_local(mask_out(beat, local_mask)), trend)[0][0].mean(dim=0)

@@ -23,9 +23,9 @@ from tqdm import tqdm
 import parallel
 import reference
 import scoring
-from arrays import (SIGNAL_FILES, VALIDATION_FOLD, fingerprint, load_r_peaks, load_records, open_labels, open_signals,
-                    signal_path)
-from dataloader import TrainingBatches, hold
+from arrays import (SIGNAL_FILES, VALIDATION_FOLD, details_path, fingerprint, load_details, load_r_peaks, load_records,
+                    open_labels, open_signals, signal_path)
+from dataloader import TrainingBatches, hold, measure_lead_scale
 from model import HISTORY, MCF, forward_loss, load_checkpoint, save_checkpoint, weights_are_finite
 from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
                    require_writable, run, versions, write_atomically)
@@ -52,6 +52,9 @@ def parse_arguments() -> argparse.Namespace:
                         "0: all, as in test.py)")
     method.add_argument("--reference", type=int, choices=(0, 1), default=1, help="score fold 9's normals with the kept "
                         "epoch, minutes on a CPU, for the percentiles of test.py --record (default 1)")
+    method.add_argument("--normalization", choices=("minmax", "scale"), default="minmax", help="minmax: each lead and "
+                        "beat by its own minimum and maximum, as published; scale: by one scale a lead, from the "
+                        "training set, which keeps amplitude (default %(default)s)")
     running = parser.add_argument_group("running")
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: bfloat16 matrix products in "
@@ -98,6 +101,21 @@ def choose_rows(signals: np.ndarray, arguments) -> np.ndarray:
         raise UserError(f"{signal_path(arguments.data_path, 'train')} holds fold 9 alone, which --protocol clean holds "
                         "back; make it again from more of the data set")
     return rows
+
+
+def choose_lead_scale(signals: np.ndarray, rows: np.ndarray, arguments) -> tuple:
+    """What --normalization asks for: (lead scale in mV, details of train.npy), or (None, None) for min-max.
+
+    Raises UserError where nothing tells the amplitude of the training records.
+    """
+    if arguments.normalization == "minmax":
+        return None, None
+    details = load_details(arguments.data_path, "train", signals)
+    if details is None:
+        path = details_path(arguments.data_path, "train")
+        raise UserError(f"--normalization scale needs the mV of train.npy, but {path} is missing or of other signals; "
+                        "make the arrays with preprocess.py, or choose --normalization minmax")
+    return measure_lead_scale(signals, rows, details), details
 
 
 def learning_rate(arguments, epoch: int) -> float:
@@ -272,9 +290,11 @@ def train(arguments):
         r_peaks = load_r_peaks(arguments.data_path, "train", signals)
         validation = Validation(arguments, device)
         normals = reference.open_normals(arguments)
-    batches = TrainingBatches(signals, rows, r_peaks, arguments, device)
+    lead_scale, details = choose_lead_scale(signals, rows, arguments)
+    batches = TrainingBatches(signals, rows, r_peaks, arguments, device, lead_scale, details)
     torch.manual_seed(arguments.seed)
     model = MCF(arguments.dims, arguments.hidden).to(device)
+    model.lead_scale = lead_scale
     optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, weight_decay=WEIGHT_DECAY, fused=True)
     state = Run(arguments, fingerprint(signals))
     done = state.resume(model, optimizer) if arguments.resume else 0
