@@ -196,9 +196,26 @@ def save_checkpoint(path, model: MCF, **facts):
     content = {"model_state_dict": {name: value.cpu() for name, value in model.state_dict().items()}, **facts}
     if model.lead_scale is not None:
         content["lead_scale"] = model.lead_scale
+    write_checkpoint(path, content)
+
+
+def write_checkpoint(path, content: dict):
+    """Write what a checkpoint file shall hold, atomically. Raises UserError."""
     whole = io.BytesIO()                # torch.save to a file says nothing of the disk when it is full
     torch.save(content, whole)
     write_atomically(path, lambda file: file.write(whole.getbuffer()))
+
+
+def read_checkpoint(path) -> dict:
+    """What a checkpoint file holds. Nothing but plain types and tensors is unpickled. Raises UserError."""
+    try:
+        with torch.serialization.safe_globals(NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; train one with train.py, or name another checkpoint") from None
+    except Exception as error:          # on a damaged file the unpickler raises whatever it meets
+        raise UserError(f"{path} cannot be read as a checkpoint of plain types and tensors ({type(error).__name__}); "
+                        "name another checkpoint, or train it again") from error
 
 
 def load_checkpoint(path) -> tuple:
@@ -208,14 +225,7 @@ def load_checkpoint(path) -> tuple:
     plain types and tensors is unpickled. Raises UserError where the file is missing, unsafe, damaged, not of this
     network, or holds a weight that is not finite.
     """
-    try:
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; train one with train.py, or name another checkpoint") from None
-    except Exception as error:          # on a damaged file the unpickler raises whatever it meets
-        raise UserError(f"{path} cannot be read as a checkpoint of plain types and tensors ({type(error).__name__}); "
-                        "name another checkpoint, or train it again") from error
+    content = read_checkpoint(path)
     try:
         state = dict(content.pop("model_state_dict"))
         if "global_encoder.main.0.weight" in state:

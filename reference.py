@@ -1,45 +1,54 @@
-"""What a score is worth: its percentile among the normals of fold 9, whose scores a checkpoint carries.
+"""What is usual among normal ECGs, kept in a checkpoint: the scores of fold 9's normals, and the calibration.
 
-train.py scores them with the epoch that it kept, under both protocols, all beats, in float32, and adds the scores to
-that checkpoint; test.py --record reads them back.
+    python reference.py --data_path ./data/ --load_path ./ckpt/mymodel.pt                   # add both, or make them again
+    python reference.py --load_path run/model.pt --save_path ckpt/mymodel.pt --half 1       # weights in half precision
+
+train.py does the same at its end with the epoch that it kept: all normals of fold 9, all beats, float32. test.py --record
+reads percentiles off the scores; the protocol "calibrated" (calibration.py) needs the calibration.
 """
+import argparse
 import math
+from pathlib import Path
 
 import numpy as np
+import torch
 
+import calibration
 import parallel
 import scoring
-from arrays import SIGNAL_FILES, load_r_peaks, open_labels, open_signals, read_rows, signal_path
-from model import load_checkpoint, save_checkpoint
-from utils import UserError
+from arrays import SIGNAL_FILES, fingerprint, load_r_peaks, open_labels, open_signals, read_rows, signal_path
+from model import load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
+from utils import UserError, add_published_flags, check_published_flags, choose_device, require_writable, run
 
 KEY = "fold9_normals"               # in a checkpoint: {protocol: scores, ascending}
+CALIBRATION_KEY = "calibration"     # in a checkpoint: what calibration.fit found, as tensors, and "fitted_to"
 SPLIT = "val"                       # fold 9
-RECORDS_AT_ONCE = 1024              # of it in memory, 250 MB
-SKIPPED = "no percentiles for test.py --record:"
+RECORDS_AT_ONCE = 256               # of it in memory with their maps, 150 MB
+SKIPPED = "no percentiles and no calibration:"
 
 
-def open_normals(arguments) -> tuple | None:
-    """What add_normals scores: (signals of fold 9, rows of its normals, R peaks of each record).
+def open_normals(arguments) -> tuple:
+    """What learn_normals sees: (signals of fold 9, rows of its normals, R peaks of each record). Raises UserError."""
+    if not signal_path(arguments.data_path, SPLIT).exists():
+        raise UserError(f"{arguments.data_path} holds no {SIGNAL_FILES[SPLIT]}, fold 9; make it with preprocess.py")
+    signals = open_signals(arguments.data_path, SPLIT, arguments.dims)
+    labels = open_labels(arguments.data_path, SPLIT, signals.shape[:1])
+    return signals, np.flatnonzero(labels == 0), load_r_peaks(arguments.data_path, SPLIT, signals)
 
-    None where it is not asked for, or, with a word why, cannot be.
-    """
+
+def open_normals_of_run(arguments) -> tuple | None:
+    """open_normals for train.py; None where it is not asked for, or, with a word why, cannot be."""
     if not (arguments.reference and arguments.save_model):
         return None
-    if not signal_path(arguments.data_path, SPLIT).exists():
-        print(f"{SKIPPED} {arguments.data_path} holds no {SIGNAL_FILES[SPLIT]}, fold 9; make it with preprocess.py")
-        return None
     try:
-        signals = open_signals(arguments.data_path, SPLIT, arguments.dims)
-        labels = open_labels(arguments.data_path, SPLIT, signals.shape[:1])
-        return signals, np.flatnonzero(labels == 0), load_r_peaks(arguments.data_path, SPLIT, signals)
+        return open_normals(arguments)
     except UserError as error:
         print(f"{SKIPPED} {error}")
         return None
 
 
 def add_normals(arguments, config: dict, normals: tuple | None, device):
-    """Put the scores of fold 9's normals into the checkpoint that a finished run kept, arguments.save_path.
+    """Put what is usual among fold 9's normals into the checkpoint that a finished run kept, arguments.save_path.
 
     config: of that run; normals: of open_normals. All processes score, the first one writes; all else in the file
     stays as it was. What is wrong is printed: the training is done, and nothing of it is lost.
@@ -53,26 +62,97 @@ def add_normals(arguments, config: dict, normals: tuple | None, device):
             raise UserError(f"{arguments.save_path} was kept by another run; repeat this one without --resume")
         if KEY in facts:
             return
-        print(f"scoring the {len(normals[1])} normals of fold 9, for the percentiles of test.py --record (--reference "
-              "0 leaves them out)")
-        scores = score_normals(model.to(device), normals, arguments.mask_ratio, device)
+        learned = learn_normals(model.to(device), normals, arguments.mask_ratio, device)
         if not parallel.RANK:
-            save_checkpoint(arguments.save_path, model, **facts, **{KEY: scores})
+            save_checkpoint(arguments.save_path, model, **facts, **learned)
     except UserError as error:
         print(f"{SKIPPED} {error}")
 
 
-def score_normals(model, normals: tuple, mask_ratio: int, device) -> dict:
-    """The scores {protocol: list, ascending} of the records that open_normals chose. Raises UserError."""
+def learn_normals(model, normals: tuple, mask_ratio: int, device) -> dict:
+    """What a checkpoint keeps of the records that open_normals chose: {KEY: ..., CALIBRATION_KEY: ...}.
+
+    The latter is left out, with a word why, where the normals are too few. Raises UserError.
+    """
     signals, rows, r_peaks = normals
-    found = {protocol: [] for protocol in scoring.PROTOCOLS}
+    print(f"scoring the {len(rows)} normals of fold 9, for the percentiles of test.py --record and for the calibration")
+    protocols = scoring.protocols_for(model, ("paper", "clean"))
+    scores = {protocol: [] for protocol in protocols}
+    found, usual_errors = [], calibration.UsualErrors(signals.shape[2])
     for start in range(0, len(rows), RECORDS_AT_ONCE):
         some = rows[start:start + RECORDS_AT_ONCE]
-        block = read_rows(signals, some, SIGNAL_FILES[SPLIT])
-        for protocol, scores in found.items():
-            scores += scoring.score_split(model, block, [r_peaks[row] for row in some], protocol, mask_ratio, device,
-                                          SPLIT).scores.tolist()
-    return {protocol: sorted(scores) for protocol, scores in found.items()}
+        block, peaks = read_rows(signals, some, SIGNAL_FILES[SPLIT]), [r_peaks[row] for row in some]
+        for protocol in protocols:                  # "clean" is the last one
+            scored = scoring.score_split(model, block, peaks, protocol, mask_ratio, device, SPLIT,
+                                         with_maps=protocol == "clean")
+            scores[protocol] += scored.scores.tolist()
+        found.append(calibration.features(scored.profiles, block))
+        usual_errors.add(scored.maps, scoring.beat_phases(peaks))
+    learned = {}
+    try:
+        fitted, held_out = calibration.fit({part: np.concatenate([one[part] for one in found])
+                                            for part in calibration.PARTS}, usual_errors)
+        fitted_to = {"fingerprint": fingerprint(signals), "rows": rows.tolist(), "scores": held_out.tolist()}
+        learned[CALIBRATION_KEY] = to_tensors(fitted) | {"mask_ratio": mask_ratio, "fitted_to": fitted_to}
+        scores["calibrated"] = held_out.tolist()
+    except UserError as error:
+        print(f"no calibration: {error}")
+    return {KEY: {protocol: sorted(values) for protocol, values in scores.items()}, **learned}
+
+
+def to_tensors(content):
+    """A nested dict of numpy arrays and numbers with tensors in their place, which a checkpoint may hold."""
+    if isinstance(content, dict):
+        return {name: to_tensors(value) for name, value in content.items()}
+    return torch.tensor(np.asarray(content, dtype=np.float64))
+
+
+def read_calibration(path, facts: dict, mask_ratio: int, leads: int) -> tuple:
+    """(calibration as calibration.fit made it, ""), or (None, why there is none), from a checkpoint of anyone's."""
+    held = facts.get(CALIBRATION_KEY)
+    if held is None:
+        return None, (f"{path} holds no calibration; add it with reference.py --load_path {path}, from the normals of "
+                      f"{SIGNAL_FILES[SPLIT]}")
+    try:
+        if held["mask_ratio"] != mask_ratio:
+            return None, f"the calibration in {path} is of another --mask_ratio than {mask_ratio}"
+        sizes = {"residual": scoring.BINS * leads, "error": calibration.PLACES * leads, "amplitude": 3 * leads}
+        parts = {part: {name: to_array(held["parts"][part][name], shape) for name, shape in (
+            ("mean", (size,)), ("deviation", (size,)), ("centre", ()), ("spread", ()),
+            *([("precision", (size, size))] if part != "residual" else []))} for part, size in sizes.items()}
+        bounds = {name: to_array(held[name], (scoring.BINS, leads)) for name in ("map_mean", "map_deviation")}
+        positive = [bounds["map_deviation"], *(usual[name] for usual in parts.values() for name in ("deviation", "spread"))]
+        if not all((values > 0).all() for values in positive):
+            raise ValueError("a deviation is not positive")
+        fitted_to = held["fitted_to"]
+        rows, scores = np.array(fitted_to["rows"], dtype=np.int64), np.array(fitted_to["scores"], dtype=np.float64)
+        if rows.shape != scores.shape or rows.ndim != 1 or not np.isfinite(scores).all() or (rows < 0).any():
+            raise ValueError("the scores are not one a row")
+        return {"parts": parts, **bounds, "fitted_to": {"fingerprint": str(fitted_to["fingerprint"]), "rows": rows,
+                                                        "scores": scores}}, ""
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
+        return None, f"what {path} holds as {CALIBRATION_KEY} is not sound ({str(error)[:60]}); make it with reference.py"
+
+
+def to_array(tensor, shape: tuple) -> np.ndarray:
+    """A tensor as a float64 array, checked. Raises ValueError, AttributeError."""
+    values = tensor.numpy().astype(np.float64)
+    if values.shape != shape or not np.isfinite(values).all():
+        raise ValueError(f"shape {values.shape} for {shape}, or not finite")
+    return values
+
+
+def hold_out(fitted: dict, signals: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Calibrated scores of a split, in which those of records that the calibration was fitted to are its cross-fitted ones.
+
+    fitted: of read_calibration; signals: of the split. Scores of other records stay.
+    """
+    known = fitted["fitted_to"]
+    if known["fingerprint"] != fingerprint(signals) or (known["rows"] >= len(scores)).any():
+        return scores
+    scores = scores.copy()
+    scores[known["rows"]] = known["scores"]
+    return scores
 
 
 def read_normals(path, facts: dict, mask_ratio: int) -> tuple:
@@ -83,9 +163,9 @@ def read_normals(path, facts: dict, mask_ratio: int) -> tuple:
     config, held = facts.get("config"), facts.get(KEY)
     config = config if isinstance(config, dict) else {}
     if held is None:
-        return {}, (f"no percentiles: {path} holds no scores of fold 9's normals, which train.py adds where "
-                    f"{SIGNAL_FILES[SPLIT]} is there")
-    if not (isinstance(held, dict) and all(are_scores(held.get(protocol)) for protocol in scoring.PROTOCOLS)):
+        return {}, (f"no percentiles: {path} holds no scores of fold 9's normals, which train.py and reference.py add "
+                    f"where {SIGNAL_FILES[SPLIT]} is there")
+    if not (isinstance(held, dict) and held and all(are_scores(values) for values in held.values())):
         return {}, f"no percentiles: what {path} holds as {KEY} are not lists of finite numbers; train it again"
     if config.get("mask_ratio") != mask_ratio:
         return {}, (f"no percentiles: the scores of fold 9's normals in {path} are of another --mask_ratio than "
@@ -94,7 +174,7 @@ def read_normals(path, facts: dict, mask_ratio: int) -> tuple:
     if config.get("protocol") != "clean":
         note = ("percentiles are optimistic: fold 9's normals were trained on, so a new normal ECG scores higher than "
                 "they do")
-    return {protocol: np.sort(np.array(held[protocol], dtype=np.float64)) for protocol in scoring.PROTOCOLS}, note
+    return {protocol: np.sort(np.array(values, dtype=np.float64)) for protocol, values in held.items()}, note
 
 
 def are_scores(values) -> bool:
@@ -110,3 +190,34 @@ def percentile(score: float, normals: np.ndarray) -> float:
     """The percentage of the normals' ascending scores that are lower, equal ones counted half."""
     lower, not_higher = (np.searchsorted(normals, score, side) for side in ("left", "right"))
     return float(50 * (lower + not_higher) / len(normals))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    published = add_published_flags(parser)
+    published.add_argument("--load_path", default="./ckpt/mymodel.pt", help="checkpoint (default %(default)s)")
+    published.add_argument("--save_path", help="where the checkpoint is written (default: --load_path)")
+    published.add_argument("--half", type=int, choices=(0, 1), default=0, help="1: write the weights in half precision")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
+    arguments = parser.parse_args()
+    check_published_flags(arguments)
+    path = Path(arguments.save_path or arguments.load_path)
+    require_writable(path.parent)
+    device = choose_device(arguments.device)
+    model, facts = load_checkpoint(arguments.load_path)
+    arguments.dims = model.leads
+    if (facts.get("config") or {}).get("protocol") != "clean":
+        print("the weights do not say that fold 9 was held back: what is learned from its normals is optimistic")
+    content = read_checkpoint(arguments.load_path)
+    if arguments.half:
+        halved = {name: value.half() if value.is_floating_point() else value
+                  for name, value in content["model_state_dict"].items()}
+        content["model_state_dict"] = halved
+        model.load_state_dict({name: value.float() for name, value in halved.items()})      # score what is written
+    content.pop(CALIBRATION_KEY, None)
+    write_checkpoint(path, content | learn_normals(model.to(device), open_normals(arguments), arguments.mask_ratio, device))
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,9 +1,10 @@
-"""Anomaly scores, in one place: detection per record, localization per lead and sample, under both protocols.
+"""Anomaly scores, in one place: detection per record, localization per lead and sample, under every protocol.
 
     paper   the published evaluation, for comparing numbers: input as stored (test set in mV), three passes that mask
             90 % of the recording, the local maps of overlapping beats summed
     clean   what an unbiased reader would do: input normalised as in training, passes that mask every sample exactly
             once, overlapping beats averaged
+    calibrated  the passes of clean, whose errors calibration.py judges by what is usual among normal ECGs
 
 A higher score is more anomalous everywhere. Scores are pure functions of model and arrays; train.py calls them for
 validation, test.py for the report. The encoders run once a record (and pass), only what depends on the beat runs for
@@ -22,21 +23,37 @@ import parallel
 from arrays import SIGNAL_FILES, read_rows
 from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, send, valid_beats
 from fused import FusedMCF
-from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, MCF, compute_trend, restoration_errors
+from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, MCF, compute_trend, restoration_errors
+from signals import RECORD_LENGTH
 from utils import UserError
 
-PROTOCOLS = ("paper", "clean")
+PROTOCOLS = ("paper", "clean", "calibrated")
+PASSES = {"paper": "paper", "clean": "clean", "calibrated": "clean"}    # whose passes through the network it needs
+TRAINING_PROTOCOLS = PROTOCOLS[:2]  # those that also say which records train the network
+BINS = 24                           # places of a beat, or phases between two R peaks, at which errors are gathered
 SMOOTHING = 15                      # samples, sigma of the Gaussian over a lead's score map
 SMOOTHING_REACH = 4 * SMOOTHING     # samples on either side, where scipy's gaussian_filter1d ends too
 RECORDS_AT_ONCE = {"cpu": 32, "mps": 32, "cuda": 128}   # whose tokens are held together
 BEATS_AT_ONCE = {"cpu": 24, "mps": 64, "cuda": 256}     # in a pass through the decoders, a number that fills the device
 
 
+def protocols_for(model: MCF, wanted) -> tuple:
+    """Those of the wanted protocols that a network can be scored under.
+
+    "paper" feeds what is stored, mV or min-max; to a network trained on --normalization scale that means nothing.
+    """
+    return tuple(name for name in wanted if name != "paper" or model.lead_scale is None)
+
+
 @dataclass
 class Scores:
-    """What a protocol says of a split. scores: (records,); maps: (records, 4800, leads) or None."""
+    """What a protocol says of a split.
+
+    scores: (records,); maps: (records, 4800, leads) or None; profiles: of BeatProfiles, (records, BINS, leads) each.
+    """
     scores: np.ndarray
     maps: np.ndarray | None
+    profiles: dict
     without_r_peak: int             # records in which no R peak was found
     without_valid_beat: int         # records scored on evenly spaced windows, those among them included
 
@@ -44,7 +61,7 @@ class Scores:
 @torch.inference_mode()
 def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: int, device: torch.device, split: str,
                 with_maps: bool = False, beats_per_record: int | None = None, amp: str = "off") -> Scores:
-    """Score the records of a split under a protocol.
+    """Score the records of a split under a protocol; of "calibrated" these are the passes, the scores are clean's.
 
     signals: (records, 5000, leads), memory-mapped, or a tensor on the device; r_peaks: of every record;
     beats_per_record: only that many beats of each, evenly chosen (default all); amp: "bf16" lets the convolutions
@@ -54,9 +71,11 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
     """
     beats, real = zip(*map(valid_beats, r_peaks))
     beats = [thin_out(positions, beats_per_record) for positions in beats]
+    protocol = PASSES[protocol]
     masks = [mask.to(device) for mask in scoring_masks(protocol, mask_ratio)]
     scores = torch.zeros(len(signals), device=device)
     maps = np.zeros((len(signals), GLOBAL_LENGTH, signals.shape[2]), dtype=np.float32) if with_maps else None
+    profiles = {name: torch.zeros(len(signals), BINS, signals.shape[2], device=device) for name in PROFILES}
     was_training = model.training
     torch.backends.cudnn.benchmark = False          # batches of many sizes: a search for algorithms would not pay
     fused = FusedMCF(model.eval(), torch.bfloat16 if amp == "bf16" else torch.float32)
@@ -67,7 +86,10 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
                    send(read_rows(signals, np.arange(len(signals))[some], SIGNAL_FILES.get(split, split)), device))
         if protocol != "paper":
             records = normalize_records(records, fused.lead_scale)
-        scores[some], found = score_records(fused, records, beats[some], masks, protocol, with_maps, beats_at_once)
+        scores[some], found, of_beats = score_records(fused, records, beats[some], masks, protocol, with_maps,
+                                                      beats_at_once)
+        for name, profile in of_beats.items():
+            profiles[name][some] = profile
         if with_maps:
             maps[some] = smooth_maps(found).cpu().numpy()
 
@@ -77,13 +99,14 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
         within_memory(score_rows, start, min(start + at_once, len(signals)), size)
     model.train(was_training)
     scores = parallel.add_up(scores).cpu().numpy().astype(np.float64)
+    profiles = {name: parallel.add_up(profile).cpu().numpy() for name, profile in profiles.items()}
     if with_maps and parallel.PROCESSES > 1:
         maps = parallel.add_up(torch.from_numpy(maps).to(device)).cpu().numpy()
     if not np.isfinite(scores).all():
         raise UserError(f"the network gives row {np.flatnonzero(~np.isfinite(scores))[0]} of "
                         f"{SIGNAL_FILES.get(split, split)} no finite score; its weights are not sound, name another "
                         "checkpoint or train it again")
-    return Scores(scores, maps, sum(not len(found) for found in r_peaks), len(signals) - sum(real))
+    return Scores(scores, maps, profiles, sum(not len(found) for found in r_peaks), len(signals) - sum(real))
 
 
 @dataclass
@@ -125,7 +148,7 @@ def thin_out(positions: np.ndarray, count: int | None) -> np.ndarray:
 
 def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: list, protocol: str,
                   with_maps: bool, beats_at_once: int) -> tuple:
-    """Score a handful of records: (scores (R,), unsmoothed maps (R, 4800, leads) or None), both on the device.
+    """Score a handful of records: (scores (R,), unsmoothed maps (R, 4800, leads) or None, profiles), on the device.
 
     records: (R, 5000, leads) as the network shall see them; beats: R-peak positions of each; masks: global (P, 4800)
     and local (P, 480); beats_at_once: in a pass through the decoders.
@@ -139,6 +162,7 @@ def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: li
     number = send(np.array([len(found) for found in beats]), device)            # beats of each record
     scores = torch.zeros(len(beats), device=device)
     maps = RestorationMaps(records, len(masks[0]), protocol) if with_maps else None
+    profiles = BeatProfiles(records)
     for global_mask, local_mask in zip(*masks):
         global_tokens = model.encode_global(mask_out(ecg, global_mask))
         for owner, position in zip(owners.tensor_split(chunks), positions.tensor_split(chunks)):
@@ -147,9 +171,11 @@ def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: li
                                     trend_begun[owner])
             errors = restoration_errors(outputs, ecg[owner], beat)
             scores.index_add_(0, owner, sum(error.mean(dim=(1, 2)) for error in errors))
+            profiles.add(outputs[1][0] - beat, local_mask, errors[1], owner)
             if with_maps:
                 maps.add(errors, owner, position)
-    return scores / (number * len(masks[0])), maps.combine(number) if with_maps else None
+    return (scores / (number * len(masks[0])), maps.combine(number) if with_maps else None,
+            profiles.combine(number, len(masks[0])))
 
 
 def smooth_maps(maps: torch.Tensor) -> torch.Tensor:
@@ -185,6 +211,50 @@ class RestorationMaps:
         count = self.covered.clamp(min=1) if self.protocol == "clean" else torch.full_like(self.covered, self.passes)
         local = self.local / count[..., None]
         return self.whole / (beats_of * self.passes)[:, None, None] + crop_global(local)
+
+
+PROFILES = ("local_residual", "local_error")
+
+
+class BeatProfiles:
+    """Gathers what the local branch does at each place of the beat, mean over a record's beats: (R, BINS, leads) each.
+
+    local_residual: restored less true, where masked, so that errors which differ from beat to beat cancel;
+    local_error: exp(-s) e, masked or not.
+    """
+
+    def __init__(self, records: torch.Tensor):
+        self.residual, self.error = torch.zeros(2, len(records), BEAT_LENGTH, records.shape[2], device=records.device)
+
+    def add(self, residual: torch.Tensor, mask: torch.Tensor, error: torch.Tensor, owner: torch.Tensor):
+        """residual, error: (n, 480, leads) of n beats; mask: (480,) of the pass; owner: their records (n,)."""
+        self.residual.index_add_(0, owner, residual * mask[:, None])
+        self.error.index_add_(0, owner, error)
+
+    def combine(self, beats_of: torch.Tensor, passes: int) -> dict:
+        """The profiles by name. beats_of: (R,); passes: each masks other samples."""
+        def mean(total):
+            records, samples, leads = total.shape
+            return total.reshape(records, BINS, samples // BINS, leads).mean(dim=2) / beats_of[:, None, None]
+        return dict(zip(PROFILES, (mean(self.residual), mean(self.error) / passes)))
+
+
+def beat_phases(r_peaks: list) -> np.ndarray:
+    """The phase of each of samples 100:4900 between its two R peaks, 0 to BINS - 1, the R peak amid phase 0: (R, 4800).
+
+    r_peaks: of each record. Before the first and after the last R peak the nearest interval goes on; around a single one
+    it is the length of a beat. Without any, the evenly spaced windows stand for beats.
+    """
+    samples, found = np.arange(GLOBAL_START, GLOBAL_START + GLOBAL_LENGTH), []
+    for positions in r_peaks:
+        positions = np.unique(positions if len(positions) else valid_beats(positions)[0])
+        intervals = np.diff(positions) if len(positions) > 1 else np.array([BEAT_LENGTH])
+        before = positions[0] - intervals[0] * np.arange(RECORD_LENGTH // intervals[0] + 1, 0, -1)
+        after = positions[-1] + intervals[-1] * np.arange(1, RECORD_LENGTH // intervals[-1] + 2)
+        peaks = np.r_[before, positions, after]
+        beats = np.interp(samples, peaks, np.arange(len(peaks)))
+        found.append((beats * BINS + 0.5).astype(int) % BINS)
+    return np.stack(found)
 
 
 def detection_auroc(labels: np.ndarray, scores: np.ndarray) -> float:

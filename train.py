@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     published.add_argument("--save_model", type=int, choices=(0, 1), default=1, help="write checkpoints (default 1)")
     published.add_argument("--save_path", default="./ckpt/mymodel_new.pt", help="checkpoint (default %(default)s)")
     method = parser.add_argument_group("method")
-    method.add_argument("--protocol", choices=scoring.PROTOCOLS, help="paper: train on the normals of folds 1-9; "
+    method.add_argument("--protocol", choices=scoring.TRAINING_PROTOCOLS, help="paper: train on the normals of folds 1-9; "
                         "clean: of folds 1-8 (default: clean where the folds are known, else paper)")
     method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, "
                         "the last, or the best on the test set as the authors did, which is optimistic (default: val "
@@ -51,7 +51,8 @@ def parse_arguments() -> argparse.Namespace:
     method.add_argument("--val_beats", type=int, default=2, help="beats a record in validation (default %(default)s; "
                         "0: all, as in test.py)")
     method.add_argument("--reference", type=int, choices=(0, 1), default=1, help="score fold 9's normals with the kept "
-                        "epoch, minutes on a CPU, for the percentiles of test.py --record (default 1)")
+                        "epoch, minutes on a CPU, for the protocol calibrated and the percentiles of test.py --record "
+                        "(default 1)")
     method.add_argument("--normalization", choices=("minmax", "scale"), default="minmax", help="minmax: each lead and "
                         "beat by its own minimum and maximum, as published; scale: by one scale a lead, from the "
                         "training set, which keeps amplitude (default %(default)s)")
@@ -208,8 +209,9 @@ class Validation:
         due = epoch % self.arguments.val_every == 0 or epoch == self.arguments.epochs
         if not (self.split and due):
             return None
-        found = scoring.score_split(model, self.signals, self.r_peaks, self.arguments.protocol,
-                                    self.arguments.mask_ratio, self.device, self.split,
+        protocol = scoring.protocols_for(model, (self.arguments.protocol, "clean"))[0]
+        found = scoring.score_split(model, self.signals, self.r_peaks, protocol, self.arguments.mask_ratio, self.device,
+                                    self.split,
                                     beats_per_record=self.arguments.val_beats or None, amp=self.arguments.amp)
         return scoring.detection_auroc(self.labels, found.scores)
 
@@ -289,7 +291,7 @@ def train(arguments):
     with parallel.one_after_the_first():                            # R peaks are found once, if they have to be
         r_peaks = load_r_peaks(arguments.data_path, "train", signals)
         validation = Validation(arguments, device)
-        normals = reference.open_normals(arguments)
+        normals = reference.open_normals_of_run(arguments)
     lead_scale, details = choose_lead_scale(signals, rows, arguments)
     batches = TrainingBatches(signals, rows, r_peaks, arguments, device, lead_scale, details)
     torch.manual_seed(arguments.seed)
