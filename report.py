@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import json
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from arrays import EXCLUDED, fingerprint, load_npy
 from baselines import MEDIAN_BEAT
 from dataloader import crop_global
 from evaluation import TRIVIAL, Benchmark, headline_estimates
-from utils import UserError, pack_json, sha256_of, write_atomically
+from utils import UserError, pack_json, sha256_of, write_together
 
 SCORES_FILE, RESULTS_FILE, EXAMPLES_FILE = "detection_scores.csv", "results.json", "examples.npz"
 FACTS = {"split": str, "ecg_id": str, "label": int, "superclasses": str, "statements": str}  # columns beside the scores
@@ -193,30 +194,51 @@ def print_report(entries: dict, baselines: dict, about: dict):
 
 
 def write_report(output: Path, results: dict, table: dict, maps: dict, examples: dict | None):
-    """Write all files of a report, each atomically; results.json goes first and comes last, and names the others.
+    """Write all files of a report, so that a full disk leaves the last one whole: none is renamed before all are there.
 
-    What an earlier report left there is removed, its figures too. examples: {"protocol", "rows": of choose_examples,
-    "restored", "maps": (n, 4800, leads)}, or None.
+    results.json, which names the others, is renamed last; a mixture that a kill leaves does not fit its checksums. A
+    file that is already there as it shall be is not written. What else an earlier report left there is removed, its
+    figures too. examples: {"protocol", "rows": of choose_examples, "restored", "maps": (n, 4800, leads)}, or None.
     """
     scores = pack_table(table)
     results = {**results, "scores": hashlib.sha256(scores).hexdigest(), "examples": bool(examples),
                "maps": {protocol: fingerprint(found) for protocol, found in maps.items()}}
-    text = pack_json(results)
     if (output / RESULTS_FILE).exists():
         print(f"the earlier report in {output} is replaced")
-    for pattern in (RESULTS_FILE, EXAMPLES_FILE, maps_path("", "*").name, *figures.PATTERNS):
-        for path in output.glob(pattern):
-            if path not in (maps_path(output, protocol) for protocol in maps):
-                path.unlink()
-    write_atomically(output / SCORES_FILE, lambda file: file.write(scores))
-    for protocol, found in maps.items():
-        write_atomically(maps_path(output, protocol), functools.partial(np.save, arr=found))
-    if examples:
-        rows, names, titles = zip(*examples["rows"])
-        write_atomically(output / EXAMPLES_FILE, lambda file: np.savez_compressed(
-            file, protocol=examples["protocol"], rows=rows, names=names, titles=titles, restored=examples["restored"],
-            maps=examples["maps"]))
-    write_atomically(output / RESULTS_FILE, lambda file: file.write(text))
+    contents = {SCORES_FILE: scores, **({EXAMPLES_FILE: pack_examples(examples)} if examples else {}),
+                RESULTS_FILE: pack_json(results)}
+    changed = {output / name: operator.methodcaller("write", content) for name, content in contents.items()
+               if not holds(output / name, content)}
+    of_maps = {maps_path(output, protocol): found for protocol, found in maps.items()}
+    write_together({path: functools.partial(np.save, arr=found) for path, found in of_maps.items()
+                    if not is_of(path, found)} | changed)
+    remove_stale(output, {*of_maps, *(output / name for name in contents)})
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there with this content."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def is_of(path: Path, found: np.ndarray) -> bool:
+    """Whether an array is mapped from this very file."""
+    return isinstance(found, np.memmap) and path.exists() and path.samefile(found.filename)
+
+
+def remove_stale(output: Path, kept: set):
+    """Remove the files of earlier reports in a folder but for those that are kept."""
+    for pattern in (SCORES_FILE, EXAMPLES_FILE, maps_path("", "*").name, *figures.PATTERNS):
+        for path in set(output.glob(pattern)) - kept:
+            path.unlink()
+
+
+def pack_examples(examples: dict) -> bytes:
+    """examples.npz of write_report's examples."""
+    rows, names, titles = zip(*examples["rows"])
+    packed = io.BytesIO()
+    np.savez_compressed(packed, protocol=examples["protocol"], rows=rows, names=names, titles=titles,
+                        restored=examples["restored"], maps=examples["maps"])
+    return packed.getvalue()
 
 
 def read_maps(folder, saved: dict, shape: tuple) -> dict:
