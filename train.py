@@ -214,6 +214,11 @@ class Validation:
         return scoring.detection_auroc(self.labels, found.scores)
 
 
+def complete(config: dict) -> dict:
+    """A checkpoint's config with the flags that it is older than. Raises TypeError where it is not a dict."""
+    return {"normalization": "minmax", **config}
+
+
 class Run:
     """What a training run keeps between epochs, on disk and in memory."""
 
@@ -234,7 +239,8 @@ class Run:
         if "optimizer_state_dict" not in facts:
             raise UserError(f"{self.last_path} cannot be resumed, it holds no optimizer; start without --resume")
         try:
-            differing = [name for name in self.config if facts["config"].get(name) != self.config[name]]
+            config = complete(facts["config"])
+            differing = [name for name in self.config if config.get(name) != self.config[name]]
             if not differing:
                 model.load_state_dict(stored.state_dict())
                 optimizer.load_state_dict(facts["optimizer_state_dict"])
@@ -269,6 +275,22 @@ class Run:
         save_checkpoint(self.last_path, model, **facts, best=self.best,
                         optimizer_state_dict=optimizer.state_dict())
         self.kept = row["epoch"]
+
+    def finish(self):
+        """After the last epoch: the whole history into the selected checkpoint, which knows it up to its own epoch.
+
+        Nothing else in the file changes but a config that is older than a flag; the file of another run stays as it is.
+        """
+        if parallel.RANK or not self.arguments.save_model:
+            return
+        try:
+            model, facts = load_checkpoint(self.path)
+            config = facts.get("config")
+            now = {**facts, "config": self.config, "history": self.history}
+            if isinstance(config, dict) and complete(config) == self.config and now != facts:
+                save_checkpoint(self.path, model, **now)
+        except UserError as error:                  # the training is done, and nothing of it is lost
+            print(f"the history in {self.path} ends with its own epoch: {error}")
 
     def farewell(self) -> str:
         """What an interrupted run leaves, and how to go on."""
@@ -319,6 +341,7 @@ def train(arguments):
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UserError(f"--compile does not work here ({str(error).splitlines()[0][:80]}); train without it, or "
                         "install a C++ compiler (CPU) or Triton (GPU)") from error
+    state.finish()
     if arguments.save_model:
         print(f"checkpoint: {arguments.save_path}\nscore it with: python test.py --data_path {arguments.data_path} "
               f"--load_model 1 --load_path {arguments.save_path}")

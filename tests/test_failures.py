@@ -71,7 +71,7 @@ def place(tmp_path, monkeypatch):
 def run_train(monkeypatch, capsys, *extra) -> tuple:
     """train.py in this process on the folder: (exit code, what it printed, its sentence of error)."""
     monkeypatch.setattr(sys, "argv", ["train.py", "--save_path", "run/model.pt", "--hidden", "2", "--device", "cpu",
-                                      "--epochs", "3", "--batch_size", "2", "--select", "last", *extra])
+                                      "--epochs", "3", "--batch_size", "2", "--select", "last", *map(str, extra)])
     code = 0
     try:
         utils.run(train.main)
@@ -123,6 +123,76 @@ def test_weights_that_are_not_finite(place, monkeypatch, capsys):
     code, _, error = run_train(monkeypatch, capsys)
     assert code == 2 and "weights are not finite after epoch 2" in error
     assert torch.load(place / "run" / "last.pt", weights_only=True)["epoch"] == 1
+
+
+@pytest.fixture
+def falling(place, monkeypatch):
+    """The same with fold 9, on which the first of three epochs is the best; their steps are left out. Its model.pt."""
+    def epoch_without_steps(model, *others):
+        torch.nn.init.constant_(model.norm.bias, others[2])
+        return dict.fromkeys(train.TERMS, 0.5)
+    made = np.load(place / "data" / "train.npy")
+    np.save(place / "data" / "val.npy", made)
+    np.save(place / "data" / "val_label.npy", np.arange(6) % 2)
+    arrays.save_r_peaks(place / "data" / "val_r_peaks.npz", [np.arange(300, 4300, 400)] * 6, arrays.fingerprint(made))
+    monkeypatch.setattr(train, "train_epoch", epoch_without_steps)
+    monkeypatch.setattr(train.Validation, "auroc", lambda _, model, epoch: 1 / epoch)
+    monkeypatch.setattr(train.reference, "score_normals", lambda *_: {"paper": [0.5], "clean": [0.25]})
+    return place / "run" / "model.pt"
+
+
+@pytest.mark.parametrize("reference", [0, 1])
+def test_kept_checkpoint_holds_the_whole_history(falling, monkeypatch, capsys, reference):
+    """The epoch that is kept was the first of three; its checkpoint tells of all three, and nothing else changes.
+
+    So too where the run was stopped after its last epoch and resumed.
+    """
+    finish = train.Run.finish
+
+    def stop(_):
+        raise KeyboardInterrupt
+    flags = ("--select", "val", "--reference", reference)
+    monkeypatch.setattr(train.Run, "finish", stop)
+    assert run_train(monkeypatch, capsys, *flags)[0] == 130
+    before = torch.load(falling, weights_only=True)
+    monkeypatch.setattr(train.Run, "finish", finish)
+    assert run_train(monkeypatch, capsys, *flags, "--resume")[0] == 0
+    after, last = torch.load(falling, weights_only=True), torch.load(falling.with_name("last.pt"), weights_only=True)
+    assert len(before["history"]) == 1 and before["epoch"] == after["epoch"] == 1
+    assert [row["epoch"] for row in after["history"]] == [1, 2, 3] and after["history"] == last["history"]
+    for name, value in before.pop("model_state_dict").items():
+        assert torch.equal(value, after["model_state_dict"][name])
+    assert ("fold9_normals" in after) == bool(reference)
+    assert all(after[name] == value for name, value in before.items() if name != "history")
+    whole = falling.read_bytes()
+    assert run_train(monkeypatch, capsys, *flags, "--resume")[0] == 0 and falling.read_bytes() == whole
+
+
+def test_checkpoint_of_another_run_keeps_its_history(falling, monkeypatch, capsys):
+    """What stands at --save_path is not touched where it is of another run; without it the run is done all the same."""
+    flags = ("--select", "val", "--reference", 0)
+    assert run_train(monkeypatch, capsys, *flags)[0] == 0
+    save_checkpoint(falling, MCF(hidden=2), config={"protocol": "clean"}, history=[])
+    before = falling.read_bytes()
+    assert run_train(monkeypatch, capsys, *flags, "--save_model", 0)[0] == 0 and falling.read_bytes() == before
+    assert run_train(monkeypatch, capsys, *flags, "--resume")[0] == 0 and falling.read_bytes() == before
+    falling.unlink()
+    code, printed, _ = run_train(monkeypatch, capsys, *flags, "--resume")
+    assert code == 0 and "model.pt is missing" in printed
+
+
+def test_resuming_a_run_from_before_a_flag(falling, monkeypatch, capsys):
+    """A last.pt without --normalization was trained under minmax, the only one there was: it can be resumed."""
+    flags = ("--select", "val")
+    assert run_train(monkeypatch, capsys, *flags)[0] == 0
+    for path in (falling, falling.with_name("last.pt")):
+        content = torch.load(path, weights_only=True)
+        assert content["config"].pop("normalization") == "minmax" and (path != falling or content.pop("fold9_normals"))
+        torch.save(content, path)
+    assert run_train(monkeypatch, capsys, *flags, "--normalization", "scale", "--resume")[0] == 2
+    assert run_train(monkeypatch, capsys, *flags, "--resume")[0] == 0
+    content = torch.load(falling, weights_only=True)
+    assert content["config"]["normalization"] == "minmax" and content["fold9_normals"]
 
 
 @pytest.mark.usefixtures("place")
