@@ -323,11 +323,15 @@ class Staging:
             os.fsync(file.fileno())
 
     def publish(self, manifest: dict):
-        """Rename everything, the manifest last. The old one goes first, so nothing is taken for what it described."""
+        """Rename everything, the manifest last. The old one goes first, so nothing is taken for what it described.
+
+        From then on nothing is discarded: the new manifest's temporary name is what require_published looks for.
+        """
         text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
         self.write(self.data_path / MANIFEST, lambda file: file.write(text.encode()))
         (self.data_path / MANIFEST).unlink(missing_ok=True)
-        for path in self.paths:
+        pending, self.paths = self.paths, []
+        for path in pending:
             try:
                 os.replace(part_of(path), path)
             except OSError as error:
@@ -335,7 +339,7 @@ class Staging:
         sync_folder(self.data_path)
 
     def discard(self):
-        """Remove what was not published."""
+        """Remove what was staged, unless publish() had begun to rename it."""
         for path in self.paths:
             with contextlib.suppress(OSError):          # a folder that cannot be written holds nothing to remove
                 part_of(path).unlink()

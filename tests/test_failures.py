@@ -309,9 +309,29 @@ def test_report_on_an_earlier_one(tmp_path):
     assert {path for path, when in before.items() if path.stat().st_mtime_ns != when} == {results}
 
 
-def test_files_of_two_runs(place, monkeypatch, capsys):
-    """preprocess.py killed while it renames its files: what it leaves is not taken for one data set."""
-    (place / "data" / arrays.MANIFEST).rename(place / "data" / f"{arrays.MANIFEST}.part")
+@pytest.mark.parametrize("how", ["killed", "Ctrl-C", "a folder in the way"])
+def test_files_of_two_runs(place, monkeypatch, capsys, how):
+    """preprocess.py stopped while it renames its files, in any way: what it leaves is not taken for one data set."""
+    data, replace = place / "data", arrays.os.replace
+    if how == "a folder in the way":
+        (data / "label.npy").mkdir()
+
+    def stop(old, new):
+        if Path(new).name == "label.npy" and how != "a folder in the way":
+            raise KeyboardInterrupt
+        replace(old, new)
+    monkeypatch.setattr(arrays.os, "replace", stop)
+    staging = arrays.Staging(data)
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        try:
+            for name in ("train.npy", "label.npy"):
+                staging.write(data / name, lambda file: np.save(file, np.ones((6, 5000, 12), np.float32)))
+            staging.publish({"arrays": {}})
+        finally:
+            if how != "killed":
+                staging.discard()
+    monkeypatch.setattr(arrays.os, "replace", replace)
+    assert (np.load(data / "train.npy") == 1).all() and not (data / "manifest.json").exists()
     code, _, error = run_train(monkeypatch, capsys)
     assert code == 2 and "files of two runs" in error and "run it again" in error
 
