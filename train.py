@@ -33,6 +33,7 @@ from utils import (UserError, add_published_flags, check_published_flags, choose
 WEIGHT_DECAY = 1e-5
 LAST = "last.pt"                    # what --resume reads, beside the checkpoint
 TERMS = ("loss", "global", "local", "trend")
+CHECK_EVERY = 50                    # batches, for a loss that is not finite, on a CPU
 SELECTION_SPLIT = {"val": "val", "test": "test"}
 
 
@@ -126,7 +127,8 @@ def learning_rate(arguments, epoch: int) -> float:
 def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, arguments) -> dict:
     """One pass over the training records; returns the mean of the loss and of its terms.
 
-    step: a TrainingStep. Nothing in here waits for the device: the bar shows a mean that may be some batches old.
+    step: a TrainingStep. Nothing in here waits for a GPU: the bar shows a mean that may be some batches old. Raises
+    UserError for a loss that is not finite: one process on a CPU looks for it now and then, else after the epoch.
     """
     model.train()
     torch.backends.cudnn.benchmark = True           # all batches but one have one shape: a search for algorithms pays
@@ -135,6 +137,7 @@ def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, argument
     totals = torch.zeros(len(TERMS) + 1, device=batches.device)             # of the terms over records, and records
     losses = []                                                             # of each batch, left on the device
     shown = torch.zeros(len(totals), pin_memory=batches.device.type == "cuda")
+    checked = batches.device.type == "cpu" and parallel.PROCESSES == 1      # several would have to leave together
     progress = tqdm(batches.draw_epoch(epoch), total=len(batches), desc=f"epoch {epoch}/{arguments.epochs}",
                     unit="batch", leave=False, disable=parallel.RANK > 0)
     for batch, share, records in progress:
@@ -145,6 +148,8 @@ def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, argument
         shown.copy_(totals, non_blocking=True)
         if shown[-1] > 0:
             progress.set_postfix(mean_loss=f"{float(shown[0] / shown[-1]):.4f}", refresh=False)
+        if checked and len(losses) % CHECK_EVERY == 0 and not torch.stack(losses[-CHECK_EVERY:]).isfinite().all():
+            break                                                       # require_finite says which it was
     parallel.share_buffers(model)
     *sums, seen = parallel.add_up(totals).tolist()
     require_finite(model, torch.stack(losses), batches, epoch, arguments)

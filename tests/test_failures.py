@@ -113,6 +113,18 @@ def test_loss_that_is_not_finite(place, monkeypatch, capsys, value, known):
     assert torch.load("run/last.pt", weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("every, steps", [(1, 2), (2, 2), (50, 3)])
+def test_loss_that_is_not_finite_stops_soon(monkeypatch, capsys, every, steps):
+    """The run does not go on to the end of its epoch, of three steps here, and its sentence is the same."""
+    done = []
+    monkeypatch.setattr(train, "CHECK_EVERY", every)
+    change_steps(monkeypatch, lambda number, losses, _: done.append(number) or [
+        part * (float("nan") if number == 2 else 1) for part in losses])
+    code, _, error = run_train(monkeypatch, capsys)
+    assert code == 2 and "epoch 1, batch 2 first: ecg_id" in error and len(done) == steps
+
+
 def test_weights_that_are_not_finite(place, monkeypatch, capsys):
     """A last update that spoils the weights after losses that were all finite leaves no checkpoint of them."""
     def spoil(number, losses, model):
