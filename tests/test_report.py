@@ -229,9 +229,15 @@ def test_several_checkpoints(authors_workplace, published_state):
     """Each checkpoint gets a report of its own; the mean and standard deviation are written and printed."""
     state = {name: value * 1.1 if name.startswith("attn") else value for name, value in published_state.items()}
     torch.save({"model_state_dict": state}, authors_workplace / "ckpt" / "other.pt")
+    (authors_workplace / "results").mkdir()             # an earlier report on one checkpoint, and a file of the user's
+    for name in ("detection_scores.csv", "localization_maps_clean.npy", "examples.npz", "learning_curves.pdf",
+                 "own.txt"):
+        (authors_workplace / "results" / name).write_text("")
     finished = run_script("test.py", "--load_path", "ckpt/mymodel.pt", "ckpt/other.pt", "--protocol", "clean",
                           cwd=authors_workplace)
     assert finished.returncode == 0, finished.stderr
+    assert {path.name for path in (authors_workplace / "results").iterdir()} == {"1-mymodel", "2-other", "results.json",
+                                                                                 "own.txt"}
     runs = [json.loads((authors_workplace / "results" / name / "results.json").read_text())["clean"]["detection_auroc"]
             for name in ("1-mymodel", "2-other")]
     summary = json.loads((authors_workplace / "results" / "results.json").read_text())
