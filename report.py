@@ -102,30 +102,41 @@ def show(value: dict | None) -> str:
     return f"{value['value']:.4f}" + (f" [{value['low']:.3f}, {value['high']:.3f}]" if value["low"] is not None else "")
 
 
+def is_result(beyond: dict | None) -> bool:
+    """Whether a number is a result: the paired interval of its difference to the best trivial score is above 0."""
+    return bool(beyond) and beyond["difference"]["low"] is not None and beyond["difference"]["low"] > 0
+
+
 def judge(beyond: dict | None) -> str:
-    """A comparison with the best trivial score as text; a number is a result where the paired interval is above 0."""
+    """A comparison with the best trivial score as text."""
     if beyond is None:
         return ""
     gap = beyond["difference"]
     if gap["low"] is None:
         verdict, interval = "too few records to say", ""
     else:
-        verdict = ("better" if gap["low"] > 0 else "WORSE: NOT A RESULT" if gap["high"] < 0 else
+        verdict = ("better" if is_result(beyond) else "WORSE: NOT A RESULT" if gap["high"] < 0 else
                    "not shown to be better: NOT A RESULT")
         interval = f" [{gap['low']:+.3f}, {gap['high']:+.3f}]"
     return f"{gap['value']:+.4f}{interval} beyond {beyond['rival']} ({beyond['value']['value']:.4f}), {verdict}"
 
 
 def print_table(entries: dict, baselines: dict):
-    """Print the AUROCs with their intervals, a row a protocol and a trivial score, and what is beyond the trivial."""
+    """Print the AUROCs with their intervals, a row a protocol and a trivial score, and what is beyond the trivial.
+
+    A star marks those that are results.
+    """
     lines = {name: headline_estimates(entry["detection"], entry["localization"]) for name, entry in entries.items()}
     lines |= {f"{TRIVIAL}{name}": headline_estimates(found, None) for name, found in baselines["detection"].items()}
     lines |= {f"{TRIVIAL}{name}": headline_estimates(None, found)
               for name, found in baselines.get("localization", {}).items()}
     print(f"\n{'AUROC [95 % interval]':<32}" + "".join(f"{title:>24}" for title in TITLES.values()))
     for name, values in lines.items():
-        print(f"{name:<32}" + "".join(f"{show(values[number]):>24}" for number in TITLES))
-    print("published numbers compare with detection and with localization, pooled, under paper\n\n"
+        beyond = entries[name]["beyond_trivial"] if name in entries else {}
+        print(f"{name:<32}" + "".join(f"{show(values[number]) + '*' * is_result(beyond.get(number)):>24}"
+                                      for number in TITLES))
+    print("* a result: the interval of the paired difference to the best trivial score is above 0\n"
+          "published numbers compare with detection and with localization, pooled, under paper\n\n"
           "less the best trivial score on the same records [95 % interval of the paired difference]")
     for name, entry in entries.items():
         for number, title in TITLES.items():
@@ -134,26 +145,34 @@ def print_table(entries: dict, baselines: dict):
 
 
 def print_details(entries: dict):
-    """Print what stands behind the headline: operating points, superclasses, diagnoses, phases."""
+    """Print what stands behind the headline: operating points, superclasses, statements, diagnoses, phases, leads."""
     for protocol, entry in entries.items():
         detection, localization, beyond = entry["detection"], entry["localization"] or {}, entry["beyond_trivial"]
         print(f"\n{protocol}: detection")
         for name, point in (detection["operating_points"] or {}).items():
             print(f"  threshold of fold 9, {POINTS[name]}: " + ", ".join(
                 f"{measure} {show(point[measure])}" for measure in ("sensitivity", "specificity", "precision", "f1")))
-        for name, found in detection["by_superclass"].items():
-            print(f"  {name} ({found['records']} records): {show(found['auroc'])}; "
-                  f"{judge(beyond.get(f'by_superclass: {name}'))}")
+        print_groups(detection["by_superclass"], beyond, "by_superclass")
+        print_groups(detection["by_statement"], beyond, "by_statement")
         if localization:
             print(f"{protocol}: localization")
-        for name, found in localization.get("by_diagnosis", {}).items():
-            print(f"  {found['title']} ({found['records']} records): {show(found['auroc'])}; "
-                  f"{judge(beyond.get(f'by_diagnosis: {name}'))}")
-        for name, found in (localization.get("phase_matched") or {}).items():
-            print(f"  {'mean over phases' if name == 'mean' else f'within {name} points'}: {show(found)}; "
-                  f"{judge(beyond.get(f'phase_matched: {name}'))}")
+        print_groups(localization.get("by_diagnosis", {}), beyond, "by_diagnosis")
+        print_groups(localization.get("phase_matched") or {}, beyond, "phase_matched", "within {} points")
+        print_groups(localization.get("by_lead", {}), beyond, "by_lead", "within {}")
     if not any(entry["detection"]["by_superclass"] for entry in entries.values()):
         print("superclasses and statements are skipped: no table beside test.npy tells them")
+
+
+def print_groups(groups: dict, beyond: dict, kind: str, title: str = "{}"):
+    """Print a line a group: its AUROC, and what that is beyond the best trivial score.
+
+    groups: {name: estimate, or {"auroc", "records"}, or None}; beyond: "beyond_trivial"; kind: of the keys in there.
+    """
+    for name, found in groups.items():
+        found = found or {}
+        named = "mean over phases" if (kind, name) == ("phase_matched", "mean") else title.format(name)
+        text = found.get("title", named) + (f" ({found['records']} records)" if "records" in found else "")
+        print(f"  {text}: {show(found.get('auroc', found or None))}; {judge(beyond.get(f'{kind}: {name}'))}")
 
 
 def print_counts(counts: dict):
