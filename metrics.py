@@ -62,7 +62,7 @@ class Estimate(dict):
         self.draws = draws
 
 
-def estimate(value, draws: np.ndarray, records: int = LEAST_RECORDS) -> Estimate | None:
+def estimate(value, draws: np.ndarray, records: int) -> Estimate | None:
     """The Estimate of a value and its resamples (draws,), of which those without a class (NaN) are left out.
 
     records: how many there are of the rarer kind; below LEAST_RECORDS there is no interval (None).

@@ -295,7 +295,7 @@ class Run:
             if isinstance(config, dict) and complete(config) == self.config and now != facts:
                 save_checkpoint(self.path, model, **now)
         except UserError as error:                  # the training is done, and nothing of it is lost
-            print(f"the history in {self.path} ends with its own epoch: {error}")
+            print(f"the history of all epochs is in {LAST} and history.csv alone: {error}")
 
     def farewell(self) -> str:
         """What an interrupted run leaves, and how to go on."""
