@@ -127,6 +127,12 @@ def read_rows(signals: np.ndarray, rows, name: str) -> np.ndarray:
     return block
 
 
+def require_sound(signals: np.ndarray, split: str):
+    """Raise UserError where a row of a split's signals is not finite: some seconds, before hours of work on them."""
+    for start in range(0, len(signals), ROWS_AT_ONCE):
+        read_rows(signals, slice(start, start + ROWS_AT_ONCE), SIGNAL_FILES[split])
+
+
 def iterate_rows(signals: np.ndarray, name: str, rows=None):
     """Yield rows (default: all) of a memory-mapped array one by one, as read_rows reads and checks them."""
     rows = np.arange(len(signals)) if rows is None else rows
@@ -159,7 +165,7 @@ def load_r_peaks(data_path, split: str, signals: np.ndarray) -> list:
     """The R peaks of each record of a split: a list of int32 arrays.
 
     They come from the sidecar. Where it is missing, or belongs to other signals, they are found once and kept;
-    a folder that cannot be written costs only the keeping.
+    a folder that cannot be written costs only the keeping. Raises UserError for signals that are not finite.
     """
     path, wanted = r_peaks_path(data_path, split), fingerprint(signals)
     if path.exists():
@@ -171,6 +177,7 @@ def load_r_peaks(data_path, split: str, signals: np.ndarray) -> list:
             print(f"{path} is not readable ({type(error).__name__}); finding the R peaks again")
         else:
             print(f"{path} belongs to other signals; finding the R peaks again")
+    require_sound(signals, split)
     lead = min(LEAD_II, signals.shape[2] - 1)
     r_peaks = [find_r_peaks(record[:, lead]) for record in tqdm(signals, desc=f"R peaks of {split}", unit="record")]
     try:
@@ -323,11 +330,15 @@ class Staging:
             os.fsync(file.fileno())
 
     def publish(self, manifest: dict):
-        """Rename everything, the manifest last. The old one goes first, so nothing is taken for what it described."""
+        """Rename everything, the manifest last. The old one goes first, so nothing is taken for what it described.
+
+        From then on nothing is discarded: the new manifest's temporary name is what require_published looks for.
+        """
         text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
         self.write(self.data_path / MANIFEST, lambda file: file.write(text.encode()))
         (self.data_path / MANIFEST).unlink(missing_ok=True)
-        for path in self.paths:
+        pending, self.paths = self.paths, []
+        for path in pending:
             try:
                 os.replace(part_of(path), path)
             except OSError as error:
@@ -335,7 +346,7 @@ class Staging:
         sync_folder(self.data_path)
 
     def discard(self):
-        """Remove what was not published."""
+        """Remove what was staged, unless publish() had begun to rename it."""
         for path in self.paths:
             with contextlib.suppress(OSError):          # a folder that cannot be written holds nothing to remove
                 part_of(path).unlink()

@@ -70,15 +70,17 @@ def score_median_beats(fitted: PCA, records, r_peaks: list) -> np.ndarray:
 def localization_baselines(records, r_peaks: list) -> dict:
     """Maps that know nothing of ECGs but where the R peaks are, (records, 4800, leads) each.
 
-    records: iterable of (5000, leads), normalised. Near an R peak, steep, or far from the lead's median is anomalous;
-    the last two are smoothed like the scores.
+    records: iterable of (5000, leads), normalised; r_peaks: of each, those too near to an end for a beat included. Near
+    an R peak (where there is none, a window that is scored), steep, or far from the lead's median is anomalous; the
+    last two are smoothed like the scores.
     """
     def smooth(maps):
         return smooth_maps(torch.from_numpy(maps)).numpy()
     normalised = np.stack([normalize_leads(record) for record in records]).astype(np.float32)
     nearness = np.zeros_like(normalised)
-    for row, positions in enumerate(map(valid_beats, r_peaks)):
-        nearness[row] = -np.abs(np.arange(normalised.shape[1])[:, None] - positions[0]).min(axis=1)[:, None]
+    for row, positions in enumerate(r_peaks):
+        positions = positions if len(positions) else valid_beats(positions)[0]
+        nearness[row] = -np.abs(np.arange(normalised.shape[1])[:, None] - positions).min(axis=1)[:, None]
     return {"nearness to an R peak": crop_global(nearness),
             "|slope|": smooth(crop_global(np.abs(np.gradient(normalised, axis=1)))),
             "|amplitude|": smooth(crop_global(np.abs(normalised - np.median(normalised, axis=1, keepdims=True))))}

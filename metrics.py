@@ -62,7 +62,7 @@ class Estimate(dict):
         self.draws = draws
 
 
-def estimate(value, draws: np.ndarray, records: int = LEAST_RECORDS) -> Estimate | None:
+def estimate(value, draws: np.ndarray, records: int) -> Estimate | None:
     """The Estimate of a value and its resamples (draws,), of which those without a class (NaN) are left out.
 
     records: how many there are of the rarer kind; below LEAST_RECORDS there is no interval (None).
@@ -164,19 +164,21 @@ class PointRanking:
             return {**dict.fromkeys(MEASURES), "records": 0}
         with np.errstate(invalid="ignore"):
             drawn = weights @ found / weights.sum(axis=1, keepdims=True)
-        return {**{name: estimate(found[:, column].mean(), drawn[:, column]) for column, name in enumerate(MEASURES)},
-                "records": len(found)}
+        return {**{name: estimate(found[:, column].mean(), drawn[:, column], len(found))
+                   for column, name in enumerate(MEASURES)}, "records": len(found)}
 
     def match_phases(self, phases: np.ndarray, names: dict) -> dict:
         """AUROC within one phase of the beat at a time, and their "mean" over the phases that have both kinds.
 
         phases: (records, samples, leads); names: {phase: its value}. The place in the beat is worth nothing here; which
-        record and which lead is abnormal still is.
+        record and which lead is abnormal still is. The mean has an interval where each of its phases has one.
         """
         found = {name: self.pool(phases == code)["auroc"] for name, code in names.items()}
         defined = [value for value in found.values() if value]
+        sure = all(value["low"] is not None for value in defined)
         found["mean"] = estimate(np.mean([value["value"] for value in defined]),
-                                 np.mean([value.draws for value in defined], axis=0)) if defined else None
+                                 np.mean([value.draws for value in defined], axis=0),
+                                 LEAST_RECORDS if sure else 0) if defined else None
         return found
 
 
@@ -196,7 +198,10 @@ def choose_thresholds(labels: np.ndarray, scores: np.ndarray) -> dict:
 
 
 def operate(labels: np.ndarray, scores: np.ndarray, threshold: float, weights: np.ndarray) -> dict:
-    """Sensitivity, specificity, precision and F1 of "abnormal where score >= threshold", and the threshold."""
+    """Sensitivity, specificity, precision and F1 of "abnormal where score >= threshold", and the threshold.
+
+    Each has an interval where it is a share of enough records; F1 where precision and sensitivity have one.
+    """
     called = scores >= threshold
     kinds = np.stack([called & (labels == 1), called & (labels == 0), ~called & (labels == 1), ~called & (labels == 0)])
 
@@ -207,7 +212,9 @@ def operate(labels: np.ndarray, scores: np.ndarray, threshold: float, weights: n
                     "precision": true / (true + false_alarm), "f1": 2 * true / (2 * true + false_alarm + missed)}
     values = measures(kinds.sum(axis=1).astype(np.float64))
     drawn = measures(kinds.astype(np.float64) @ weights.T)
-    return {"threshold": threshold, **{name: estimate(values[name], drawn[name]) for name in values}}
+    abnormal, normal, positive = (np.count_nonzero(kind) for kind in (labels == 1, labels == 0, called))
+    records = {"sensitivity": abnormal, "specificity": normal, "precision": positive, "f1": min(abnormal, positive)}
+    return {"threshold": threshold, **{name: estimate(values[name], drawn[name], records[name]) for name in values}}
 
 
 def curves(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict:

@@ -29,7 +29,6 @@ MOST_SAMPLES = 24 * 3600 * 1000             # 24 h at 1000 Hz, 8 GB in memory
 TIME_NAMES = ("time", "t")
 PARTS = (1, 2, 10, 100, 1000)               # of a hertz, in a rate told by times, which are rounded
 UNEVEN = 0.25                               # samples that a time may be off; a lost sample shifts some by half of one
-GAIN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\([-+]?\d+\))?/(\S+)")    # in WFDB: 1000(0)/mV
 RATE = re.compile(r"(\d+(?:\.\d+)?)\s*hz", re.IGNORECASE)
 COLUMN = re.compile(r"([^\[\]()]*?)\s*(?:[\[(]\s*([^\[\]()]*?)\s*[\])])?")                  # II [uV]
 
@@ -125,31 +124,11 @@ def read_wfdb(path, record_rate: float | None) -> tuple:
         raise UserError(f"{path} given as --record is neither a .csv file nor a WFDB record, as {header_path} is "
                         "missing; name another path")
     record, signal, damaged = signals.read_signals(stem, require_recording)
-    states_rate, gains = stated_in_header(header_path)
+    states_rate, gains = signals.stated_in_header(header_path)
     rate = settle_rate(path, {"its header": record.fs if states_rate else None, "--record_rate": record_rate})
-    factors = []
-    for lead, column in zip(LEAD_NAMES, signals.columns_of_leads(record.sig_name)):
-        gain, unit = gains[column] if len(gains) == record.n_sig else (None, "")
-        if not gain or gain != record.adc_gain[column]:             # 0 means unknown, and wfdb takes 200
-            raise refusal(path, f"does not state the gain and unit of lead {lead}", "write them into its header, such "
-                          "as 1000/mV")
-        factors.append(factor_of(path, unit, lead))
+    units = signals.units_of_leads(record, gains)
+    factors = [factor_of(path, unit, lead) for lead, unit in zip(LEAD_NAMES, units)]
     return signals.order_leads(signal, record.sig_name, factors, damaged), rate
-
-
-def stated_in_header(path: Path) -> tuple:
-    """What a WFDB header states itself, where wfdb fills in defaults: (whether a rate, [(gain, unit)] of its signals).
-
-    wfdb also drops the Greek letter of µV. The header must be one that wfdb has read.
-    """
-    content = path.read_bytes()
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")
-    first, *others = (line.split() for line in text.splitlines() if line.strip() and line.strip()[0] != "#")
-    found = [GAIN.fullmatch((*fields, "", "")[2]) for fields in others]
-    return len(first) > 2, [(float(match[1]), match[2]) if match else (None, None) for match in found]
 
 
 # ---- CSV

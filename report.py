@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import json
+import operator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from arrays import EXCLUDED, fingerprint, load_npy
 from baselines import MEDIAN_BEAT
 from dataloader import crop_global
 from evaluation import TRIVIAL, Benchmark, headline_estimates
-from utils import UserError, pack_json, sha256_of, write_atomically
+from utils import UserError, pack_json, sha256_of, write_together
 
 SCORES_FILE, RESULTS_FILE, EXAMPLES_FILE = "detection_scores.csv", "results.json", "examples.npz"
 FACTS = {"split": str, "ecg_id": str, "label": int, "superclasses": str, "statements": str}  # columns beside the scores
@@ -101,30 +102,41 @@ def show(value: dict | None) -> str:
     return f"{value['value']:.4f}" + (f" [{value['low']:.3f}, {value['high']:.3f}]" if value["low"] is not None else "")
 
 
+def is_result(beyond: dict | None) -> bool:
+    """Whether a number is a result: the paired interval of its difference to the best trivial score is above 0."""
+    return bool(beyond) and beyond["difference"]["low"] is not None and beyond["difference"]["low"] > 0
+
+
 def judge(beyond: dict | None) -> str:
-    """A comparison with the best trivial score as text; a number is a result where the paired interval is above 0."""
+    """A comparison with the best trivial score as text."""
     if beyond is None:
         return ""
     gap = beyond["difference"]
     if gap["low"] is None:
         verdict, interval = "too few records to say", ""
     else:
-        verdict = ("better" if gap["low"] > 0 else "WORSE: NOT A RESULT" if gap["high"] < 0 else
+        verdict = ("better" if is_result(beyond) else "WORSE: NOT A RESULT" if gap["high"] < 0 else
                    "not shown to be better: NOT A RESULT")
         interval = f" [{gap['low']:+.3f}, {gap['high']:+.3f}]"
     return f"{gap['value']:+.4f}{interval} beyond {beyond['rival']} ({beyond['value']['value']:.4f}), {verdict}"
 
 
 def print_table(entries: dict, baselines: dict):
-    """Print the AUROCs with their intervals, a row a protocol and a trivial score, and what is beyond the trivial."""
+    """Print the AUROCs with their intervals, a row a protocol and a trivial score, and what is beyond the trivial.
+
+    A star marks those that are results.
+    """
     lines = {name: headline_estimates(entry["detection"], entry["localization"]) for name, entry in entries.items()}
     lines |= {f"{TRIVIAL}{name}": headline_estimates(found, None) for name, found in baselines["detection"].items()}
     lines |= {f"{TRIVIAL}{name}": headline_estimates(None, found)
               for name, found in baselines.get("localization", {}).items()}
     print(f"\n{'AUROC [95 % interval]':<32}" + "".join(f"{title:>24}" for title in TITLES.values()))
     for name, values in lines.items():
-        print(f"{name:<32}" + "".join(f"{show(values[number]):>24}" for number in TITLES))
-    print("published numbers compare with detection and with localization, pooled, under paper\n\n"
+        beyond = entries[name]["beyond_trivial"] if name in entries else {}
+        print(f"{name:<32}" + "".join(f"{show(values[number]) + '*' * is_result(beyond.get(number)):>24}"
+                                      for number in TITLES))
+    print("* a result: the interval of the paired difference to the best trivial score is above 0\n"
+          "published numbers compare with detection and with localization, pooled, under paper\n\n"
           "less the best trivial score on the same records [95 % interval of the paired difference]")
     for name, entry in entries.items():
         for number, title in TITLES.items():
@@ -133,26 +145,34 @@ def print_table(entries: dict, baselines: dict):
 
 
 def print_details(entries: dict):
-    """Print what stands behind the headline: operating points, superclasses, diagnoses, phases."""
+    """Print what stands behind the headline: operating points, superclasses, statements, diagnoses, phases, leads."""
     for protocol, entry in entries.items():
         detection, localization, beyond = entry["detection"], entry["localization"] or {}, entry["beyond_trivial"]
         print(f"\n{protocol}: detection")
         for name, point in (detection["operating_points"] or {}).items():
             print(f"  threshold of fold 9, {POINTS[name]}: " + ", ".join(
                 f"{measure} {show(point[measure])}" for measure in ("sensitivity", "specificity", "precision", "f1")))
-        for name, found in detection["by_superclass"].items():
-            print(f"  {name} ({found['records']} records): {show(found['auroc'])}; "
-                  f"{judge(beyond.get(f'by_superclass: {name}'))}")
+        print_groups(detection["by_superclass"], beyond, "by_superclass")
+        print_groups(detection["by_statement"], beyond, "by_statement")
         if localization:
             print(f"{protocol}: localization")
-        for name, found in localization.get("by_diagnosis", {}).items():
-            print(f"  {found['title']} ({found['records']} records): {show(found['auroc'])}; "
-                  f"{judge(beyond.get(f'by_diagnosis: {name}'))}")
-        for name, found in (localization.get("phase_matched") or {}).items():
-            print(f"  {'mean over phases' if name == 'mean' else f'within {name} points'}: {show(found)}; "
-                  f"{judge(beyond.get(f'phase_matched: {name}'))}")
+        print_groups(localization.get("by_diagnosis", {}), beyond, "by_diagnosis")
+        print_groups(localization.get("phase_matched") or {}, beyond, "phase_matched", "within {} points")
+        print_groups(localization.get("by_lead", {}), beyond, "by_lead", "within {}")
     if not any(entry["detection"]["by_superclass"] for entry in entries.values()):
         print("superclasses and statements are skipped: no table beside test.npy tells them")
+
+
+def print_groups(groups: dict, beyond: dict, kind: str, title: str = "{}"):
+    """Print a line a group: its AUROC, and what that is beyond the best trivial score.
+
+    groups: {name: estimate, or {"auroc", "records"}, or None}; beyond: "beyond_trivial"; kind: of the keys in there.
+    """
+    for name, found in groups.items():
+        found = found or {}
+        named = "mean over phases" if (kind, name) == ("phase_matched", "mean") else title.format(name)
+        text = found.get("title", named) + (f" ({found['records']} records)" if "records" in found else "")
+        print(f"  {text}: {show(found.get('auroc', found or None))}; {judge(beyond.get(f'{kind}: {name}'))}")
 
 
 def print_counts(counts: dict):
@@ -193,30 +213,51 @@ def print_report(entries: dict, baselines: dict, about: dict):
 
 
 def write_report(output: Path, results: dict, table: dict, maps: dict, examples: dict | None):
-    """Write all files of a report, each atomically; results.json goes first and comes last, and names the others.
+    """Write all files of a report, so that a full disk leaves the last one whole: none is renamed before all are there.
 
-    What an earlier report left there is removed, its figures too. examples: {"protocol", "rows": of choose_examples,
-    "restored", "maps": (n, 4800, leads)}, or None.
+    results.json, which names the others, is renamed last; a mixture that a kill leaves does not fit its checksums. A
+    file that is already there as it shall be is not written. What else an earlier report left there is removed, its
+    figures too. examples: {"protocol", "rows": of choose_examples, "restored", "maps": (n, 4800, leads)}, or None.
     """
     scores = pack_table(table)
     results = {**results, "scores": hashlib.sha256(scores).hexdigest(), "examples": bool(examples),
                "maps": {protocol: fingerprint(found) for protocol, found in maps.items()}}
-    text = pack_json(results)
     if (output / RESULTS_FILE).exists():
         print(f"the earlier report in {output} is replaced")
-    for pattern in (RESULTS_FILE, EXAMPLES_FILE, maps_path("", "*").name, *figures.PATTERNS):
-        for path in output.glob(pattern):
-            if path not in (maps_path(output, protocol) for protocol in maps):
-                path.unlink()
-    write_atomically(output / SCORES_FILE, lambda file: file.write(scores))
-    for protocol, found in maps.items():
-        write_atomically(maps_path(output, protocol), functools.partial(np.save, arr=found))
-    if examples:
-        rows, names, titles = zip(*examples["rows"])
-        write_atomically(output / EXAMPLES_FILE, lambda file: np.savez_compressed(
-            file, protocol=examples["protocol"], rows=rows, names=names, titles=titles, restored=examples["restored"],
-            maps=examples["maps"]))
-    write_atomically(output / RESULTS_FILE, lambda file: file.write(text))
+    contents = {SCORES_FILE: scores, **({EXAMPLES_FILE: pack_examples(examples)} if examples else {}),
+                RESULTS_FILE: pack_json(results)}
+    changed = {output / name: operator.methodcaller("write", content) for name, content in contents.items()
+               if not holds(output / name, content)}
+    of_maps = {maps_path(output, protocol): found for protocol, found in maps.items()}
+    write_together({path: functools.partial(np.save, arr=found) for path, found in of_maps.items()
+                    if not is_of(path, found)} | changed)
+    remove_stale(output, {*of_maps, *(output / name for name in contents)})
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file is there with this content."""
+    return path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content
+
+
+def is_of(path: Path, found: np.ndarray) -> bool:
+    """Whether an array is mapped from this very file."""
+    return isinstance(found, np.memmap) and path.exists() and path.samefile(found.filename)
+
+
+def remove_stale(output: Path, kept: set):
+    """Remove the files of earlier reports in a folder but for those that are kept."""
+    for pattern in (SCORES_FILE, EXAMPLES_FILE, maps_path("", "*").name, *figures.PATTERNS):
+        for path in set(output.glob(pattern)) - kept:
+            path.unlink()
+
+
+def pack_examples(examples: dict) -> bytes:
+    """examples.npz of write_report's examples."""
+    rows, names, titles = zip(*examples["rows"])
+    packed = io.BytesIO()
+    np.savez_compressed(packed, protocol=examples["protocol"], rows=rows, names=names, titles=titles,
+                        restored=examples["restored"], maps=examples["maps"])
+    return packed.getvalue()
 
 
 def read_maps(folder, saved: dict, shape: tuple) -> dict:

@@ -3,6 +3,7 @@
 wfdb and heartpy are imported where they are used: training and scoring on prepared arrays need neither.
 """
 import os
+import re
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +22,7 @@ PASS_BAND = (1.0, 25.0)             # Hz
 FILTER_ORDER = 2
 ROUNDING = 1e-9                     # of a lead's values: what varies less is flat
 LARGEST_MILLIVOLTS = 1e6            # no ECG comes near it; beyond it scores would leave the range of float32
+GAIN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\([-+]?\d+\))?/(\S+)")    # in WFDB: 1000(0)/mV
 MILLIVOLTS = {"mv": 1.0, "uv": 1e-3}       # not "v": wfdb reads a Greek micro sign as no letter, and µV as V
 
 
@@ -32,14 +34,13 @@ def read_record(path, sampling_rate: int) -> np.ndarray:
     """Read a WFDB record (path without extension) as (5000, 12) mV at 500 Hz, leads in the order of LEAD_NAMES.
 
     Leads are found by name, whatever their order and case. Raises RecordError where the file cannot be read, the rate
-    is not sampling_rate, the length not 10 s, a lead is absent or there twice, its samples do not add up to the
-    header's checksum, or one of them is not finite.
+    is not sampling_rate, the length not 10 s, a lead is absent or there twice, its gain or unit not stated, its samples
+    do not add up to the header's checksum, or one of them is not finite.
     """
     record, signal, damaged = read_signals(path, lambda header: require_readable(header, sampling_rate))
     if len(signal) != sampling_rate * RECORD_LENGTH // SAMPLING_RATE:
         raise RecordError(f"{len(signal) / sampling_rate:g} s long, expected 10")
-    columns = columns_of_leads(record.sig_name)
-    units = [str(record.units[column]) for column in columns]
+    units = units_of_leads(record, stated_in_header(f"{path}.hea")[1])
     unknown = sorted({unit for unit in units if unit.lower() not in MILLIVOLTS})
     if unknown:
         raise RecordError(f"unit {', '.join(unknown)}, expected mV")
@@ -101,6 +102,35 @@ def require_readable(header, sampling_rate: int | None = None):
         raise RecordError("more than one segment")
     if max(*header.samps_per_frame, *(abs(skew or 0) for skew in header.skew)) > SAMPLING_RATE:
         raise RecordError("a frame or skew of more than 500 samples")
+
+
+def stated_in_header(path) -> tuple:
+    """What a WFDB header states itself, where wfdb fills in defaults: (whether a rate, [(gain, unit)] of its signals).
+
+    wfdb also drops the Greek letter of µV. The header must be one that wfdb has read.
+    """
+    content = Path(path).read_bytes()
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    first, *others = (line.split() for line in text.splitlines() if line.strip() and line.strip()[0] != "#")
+    found = [GAIN.fullmatch((*fields, "", "")[2]) for fields in others]
+    return len(first) > 2, [(float(match[1]), match[2]) if match else (None, None) for match in found]
+
+
+def units_of_leads(record, gains: list) -> list:
+    """The units of LEAD_NAMES in a wfdb.Record, as its header states them. gains: of stated_in_header.
+
+    Raises RecordError where a lead is absent, or the header does not state its gain and unit.
+    """
+    units = []
+    for lead, column in zip(LEAD_NAMES, columns_of_leads(record.sig_name)):
+        gain, unit = gains[column] if len(gains) == record.n_sig else (None, "")
+        if not gain or gain != record.adc_gain[column]:             # 0 means unknown, and wfdb takes 200
+            raise RecordError(f"the header does not state the gain and unit of lead {lead}, such as 1000/mV")
+        units.append(unit)
+    return units
 
 
 def unlike_checksum(record) -> set:

@@ -7,7 +7,7 @@ import numpy as np
 import evaluation
 import parallel
 from arrays import (SIGNAL_FILES, describes, fingerprint, iterate_rows, label_path, load_details, load_manifest,
-                    load_r_peaks, load_records, open_labels, open_signals, signal_path)
+                    load_r_peaks, load_records, open_labels, open_signals, require_sound, signal_path)
 from dataloader import crop_global
 from ludb import split_diagnoses
 from signals import LEAD_NAMES
@@ -37,6 +37,7 @@ def load_split(arguments, name: str) -> Split:
         if not marked or not normal:
             raise UserError(f"{label_path(arguments.data_path, name)} marks none or all of the samples that are "
                             "scored, 100:4900; make it again, or remove the benchmark")
+    require_sound(signals, name)
     return Split(name, signals, labels, load_r_peaks(arguments.data_path, name, signals),
                  load_records(arguments.data_path, name, signals))
 

@@ -239,10 +239,11 @@ def report_all_again(arguments):
 
 
 def report_average(output: Path, names: list, runs: list, about: dict):
-    """Print and write the mean and standard deviation over several checkpoints."""
+    """Print and write the mean and standard deviation over several checkpoints, in place of any earlier report."""
     averaged = evaluation.average_runs(runs)
     report.print_average(averaged, len(runs))
     save_json(output / report.RESULTS_FILE, {"runs": names, "mean": averaged, **about})
+    report.remove_stale(output, {output / report.RESULTS_FILE})
 
 
 def main():

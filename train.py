@@ -33,6 +33,7 @@ from utils import (UserError, add_published_flags, check_published_flags, choose
 WEIGHT_DECAY = 1e-5
 LAST = "last.pt"                    # what --resume reads, beside the checkpoint
 TERMS = ("loss", "global", "local", "trend")
+CHECK_EVERY = 50                    # batches, for a loss that is not finite, on a CPU
 SELECTION_SPLIT = {"val": "val", "test": "test"}
 
 
@@ -127,7 +128,8 @@ def learning_rate(arguments, epoch: int) -> float:
 def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, arguments) -> dict:
     """One pass over the training records; returns the mean of the loss and of its terms.
 
-    step: a TrainingStep. Nothing in here waits for the device: the bar shows a mean that may be some batches old.
+    step: a TrainingStep. Nothing in here waits for a GPU: the bar shows a mean that may be some batches old. Raises
+    UserError for a loss that is not finite: one process on a CPU looks for it now and then, else after the epoch.
     """
     model.train()
     torch.backends.cudnn.benchmark = True           # all batches but one have one shape: a search for algorithms pays
@@ -136,6 +138,7 @@ def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, argument
     totals = torch.zeros(len(TERMS) + 1, device=batches.device)             # of the terms over records, and records
     losses = []                                                             # of each batch, left on the device
     shown = torch.zeros(len(totals), pin_memory=batches.device.type == "cuda")
+    checked = batches.device.type == "cpu" and parallel.PROCESSES == 1      # several would have to leave together
     progress = tqdm(batches.draw_epoch(epoch), total=len(batches), desc=f"epoch {epoch}/{arguments.epochs}",
                     unit="batch", leave=False, disable=parallel.RANK > 0)
     for batch, share, records in progress:
@@ -146,6 +149,8 @@ def train_epoch(model: MCF, step, batches: TrainingBatches, epoch: int, argument
         shown.copy_(totals, non_blocking=True)
         if shown[-1] > 0:
             progress.set_postfix(mean_loss=f"{float(shown[0] / shown[-1]):.4f}", refresh=False)
+        if checked and len(losses) % CHECK_EVERY == 0 and not torch.stack(losses[-CHECK_EVERY:]).isfinite().all():
+            break                                                       # require_finite says which it was
     parallel.share_buffers(model)
     *sums, seen = parallel.add_up(totals).tolist()
     require_finite(model, torch.stack(losses), batches, epoch, arguments)
@@ -216,6 +221,11 @@ class Validation:
         return scoring.detection_auroc(self.labels, found.scores)
 
 
+def complete(config: dict) -> dict:
+    """A checkpoint's config with the flags that it is older than. Raises TypeError where it is not a dict."""
+    return {"normalization": "minmax", **config}
+
+
 class Run:
     """What a training run keeps between epochs, on disk and in memory."""
 
@@ -236,7 +246,8 @@ class Run:
         if "optimizer_state_dict" not in facts:
             raise UserError(f"{self.last_path} cannot be resumed, it holds no optimizer; start without --resume")
         try:
-            differing = [name for name in self.config if facts["config"].get(name) != self.config[name]]
+            config = complete(facts["config"])
+            differing = [name for name in self.config if config.get(name) != self.config[name]]
             if not differing:
                 model.load_state_dict(stored.state_dict())
                 optimizer.load_state_dict(facts["optimizer_state_dict"])
@@ -271,6 +282,22 @@ class Run:
         save_checkpoint(self.last_path, model, **facts, best=self.best,
                         optimizer_state_dict=optimizer.state_dict())
         self.kept = row["epoch"]
+
+    def finish(self):
+        """After the last epoch: the whole history into the selected checkpoint, which knows it up to its own epoch.
+
+        Nothing else in the file changes but a config that is older than a flag; the file of another run stays as it is.
+        """
+        if parallel.RANK or not self.arguments.save_model:
+            return
+        try:
+            model, facts = load_checkpoint(self.path)
+            config = facts.get("config")
+            now = {**facts, "config": self.config, "history": self.history}
+            if isinstance(config, dict) and complete(config) == self.config and now != facts:
+                save_checkpoint(self.path, model, **now)
+        except UserError as error:                  # the training is done, and nothing of it is lost
+            print(f"the history of all epochs is in {LAST} and history.csv alone: {error}")
 
     def farewell(self) -> str:
         """What an interrupted run leaves, and how to go on."""
@@ -321,6 +348,7 @@ def train(arguments):
     except torch._dynamo.exc.TorchDynamoException as error:
         raise UserError(f"--compile does not work here ({str(error).splitlines()[0][:80]}); train without it, or "
                         "install a C++ compiler (CPU) or Triton (GPU)") from error
+    state.finish()
     if arguments.save_model:
         print(f"checkpoint: {arguments.save_path}\nscore it with: python test.py --data_path {arguments.data_path} "
               f"--load_model 1 --load_path {arguments.save_path}")

@@ -55,21 +55,33 @@ def write_atomically(path, write):
     Whatever goes wrong, also a power cut, path holds either what it held before or the whole new content.
     Raises UserError where the folder cannot be written or the disk is full.
     """
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
+    write_together({path: write})
+
+
+def write_together(files: dict):
+    """Write several files as write_atomically does one. files: {path: write}; they are renamed in this order.
+
+    No path changes before all files are whole on the disk, so a full one leaves all that was there. Raises UserError.
+    """
+    temporary = {Path(path): Path(path).with_name(Path(path).name + ".tmp") for path in files}
+    path = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        for path, write in zip(temporary, files.values()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary[path], "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+        for path in temporary:
+            os.replace(temporary[path], path)
+        for folder in {path.parent for path in temporary}:
+            sync_folder(folder)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        for unfinished in temporary.values():
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
 
 
 def sync_folder(folder):

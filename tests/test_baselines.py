@@ -16,6 +16,16 @@ def test_trivial_maps():
     assert found["|amplitude|"][0, 2000, 0] > 0.9 and found["|amplitude|"][0, 1000, 0] < 1e-6
 
 
+@pytest.mark.parametrize("peaks, near", [([60, 2500, 4700], [100, 2500, 4700]), ([4700], [4700]), ([], [340, 820])])
+def test_nearness_knows_every_r_peak(peaks, near):
+    """R peaks whose beat does not fit into the recording count as well; without any it is nearness to a window."""
+    record = np.zeros((1, 5000, 2), np.float32)
+    maps = baselines.localization_baselines(record, [np.array(peaks, np.int32)])["nearness to an R peak"][0, :, 1]
+    for place in near:
+        around = maps[max(0, place - 130):place - 70]
+        assert maps[place - 100] == around.max() == -min(abs(place - peak) for peak in (peaks or near))
+
+
 def test_trivial_detection():
     """Amplitude, slope, rate and irregularity; a record without a rhythm scores 0, not NaN."""
     record = np.zeros((1, 5000, 2), np.float32)

@@ -7,7 +7,7 @@ from sklearn.metrics import roc_auc_score
 
 import evaluation
 import ludb
-from report import detection_table
+from report import detection_table, print_details, print_table
 
 
 @pytest.fixture
@@ -113,3 +113,28 @@ def test_each_number_is_held_against_the_best_trivial_one(table):
         assert beyond[number]["rival"] == "truth" and beyond[number]["value"]["value"] == 1
         assert beyond[number]["difference"]["value"] == pytest.approx(own["value"] - 1)
         assert beyond[number]["difference"]["high"] < 0
+
+
+def test_what_is_printed(table, benchmark, capsys):
+    """A star where a headline number is a result and nowhere else, and a line with its verdict for each group."""
+    rng = np.random.default_rng(6)
+    columns = {**table, "paper": rng.normal(size=len(table["label"])),
+               "trivial: noise": rng.normal(size=len(table["label"]))}
+    maps = {name: rng.normal(benchmark.labels * (name == "clean"), 1).astype(np.float32) for name in ("paper", "clean")}
+    maps["clean"][3:] = -maps["clean"][3:]              # good in three records: pooled it is not shown to be better
+    noise = {"noise of points": rng.normal(size=benchmark.labels.shape).astype(np.float32)}
+    entries, baselines = evaluation.evaluate(columns, ["paper", "clean"], benchmark, maps, noise)
+    print_table(entries, baselines)
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "[" in line and ";" not in line}
+    assert rows["clean"].count("*") == 1 and "*" not in rows["paper"] and "*" not in rows["trivial:"]
+    assert f"{entries['clean']['detection_auroc']:.4f}" in rows["clean"].split("*")[0]
+    print_details(entries)
+    lines = [line.strip() for line in capsys.readouterr().out.split("clean: detection")[1].splitlines()]
+    for name, value in (("MI (30 records)", entries["clean"]["detection"]["by_superclass"]["MI"]["auroc"]),
+                        ("SR (45 records)", entries["clean"]["detection"]["by_statement"]["SR"]["auroc"]),
+                        ("within III", entries["clean"]["localization"]["by_lead"]["III"]),
+                        ("within QRS points", entries["clean"]["localization"]["phase_matched"]["QRS"]),
+                        ("mean over phases", entries["clean"]["localization"]["phase_matched"]["mean"])):
+        line, = (line for line in lines if line.startswith(f"{name}: {value['value']:.4f}"))
+        assert " beyond noise" in line and line.endswith(("better", "NOT A RESULT", "too few records to say"))
+    assert "within P points: -;" in lines

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import arrays
+import report
 import scoring
 import train
 import utils
@@ -70,7 +71,7 @@ def place(tmp_path, monkeypatch):
 def run_train(monkeypatch, capsys, *extra) -> tuple:
     """train.py in this process on the folder: (exit code, what it printed, its sentence of error)."""
     monkeypatch.setattr(sys, "argv", ["train.py", "--save_path", "run/model.pt", "--hidden", "2", "--device", "cpu",
-                                      "--epochs", "3", "--batch_size", "2", "--select", "last", *extra])
+                                      "--epochs", "3", "--batch_size", "2", "--select", "last", *map(str, extra)])
     code = 0
     try:
         utils.run(train.main)
@@ -112,6 +113,18 @@ def test_loss_that_is_not_finite(place, monkeypatch, capsys, value, known):
     assert torch.load("run/last.pt", weights_only=True)["epoch"] == 1
 
 
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("every, steps", [(1, 2), (2, 2), (50, 3)])
+def test_loss_that_is_not_finite_stops_soon(monkeypatch, capsys, every, steps):
+    """The run does not go on to the end of its epoch, of three steps here, and its sentence is the same."""
+    done = []
+    monkeypatch.setattr(train, "CHECK_EVERY", every)
+    change_steps(monkeypatch, lambda number, losses, _: done.append(number) or [
+        part * (float("nan") if number == 2 else 1) for part in losses])
+    code, _, error = run_train(monkeypatch, capsys)
+    assert code == 2 and "epoch 1, batch 2 first: ecg_id" in error and len(done) == steps
+
+
 def test_weights_that_are_not_finite(place, monkeypatch, capsys):
     """A last update that spoils the weights after losses that were all finite leaves no checkpoint of them."""
     def spoil(number, losses, model):
@@ -122,6 +135,76 @@ def test_weights_that_are_not_finite(place, monkeypatch, capsys):
     code, _, error = run_train(monkeypatch, capsys)
     assert code == 2 and "weights are not finite after epoch 2" in error
     assert torch.load(place / "run" / "last.pt", weights_only=True)["epoch"] == 1
+
+
+@pytest.fixture
+def falling(place, monkeypatch):
+    """The same with fold 9, on which the first of three epochs is the best; their steps are left out. Its model.pt."""
+    def epoch_without_steps(model, *others):
+        torch.nn.init.constant_(model.norm.bias, others[2])
+        return dict.fromkeys(train.TERMS, 0.5)
+    made = np.load(place / "data" / "train.npy")
+    np.save(place / "data" / "val.npy", made)
+    np.save(place / "data" / "val_label.npy", np.arange(6) % 2)
+    arrays.save_r_peaks(place / "data" / "val_r_peaks.npz", [np.arange(300, 4300, 400)] * 6, arrays.fingerprint(made))
+    monkeypatch.setattr(train, "train_epoch", epoch_without_steps)
+    monkeypatch.setattr(train.Validation, "auroc", lambda _, model, epoch: 1 / epoch)
+    monkeypatch.setattr(train.reference, "score_normals", lambda *_: {"paper": [0.5], "clean": [0.25]})
+    return place / "run" / "model.pt"
+
+
+@pytest.mark.parametrize("reference", [0, 1])
+def test_kept_checkpoint_holds_the_whole_history(falling, monkeypatch, capsys, reference):
+    """The epoch that is kept was the first of three; its checkpoint tells of all three, and nothing else changes.
+
+    So too where the run was stopped after its last epoch and resumed.
+    """
+    finish = train.Run.finish
+
+    def stop(_):
+        raise KeyboardInterrupt
+    flags = ("--select", "val", "--reference", reference)
+    monkeypatch.setattr(train.Run, "finish", stop)
+    assert run_train(monkeypatch, capsys, *flags)[0] == 130
+    before = torch.load(falling, weights_only=True)
+    monkeypatch.setattr(train.Run, "finish", finish)
+    assert run_train(monkeypatch, capsys, *flags, "--resume")[0] == 0
+    after, last = torch.load(falling, weights_only=True), torch.load(falling.with_name("last.pt"), weights_only=True)
+    assert len(before["history"]) == 1 and before["epoch"] == after["epoch"] == 1
+    assert [row["epoch"] for row in after["history"]] == [1, 2, 3] and after["history"] == last["history"]
+    for name, value in before.pop("model_state_dict").items():
+        assert torch.equal(value, after["model_state_dict"][name])
+    assert ("fold9_normals" in after) == bool(reference)
+    assert all(after[name] == value for name, value in before.items() if name != "history")
+    whole = falling.read_bytes()
+    assert run_train(monkeypatch, capsys, *flags, "--resume")[0] == 0 and falling.read_bytes() == whole
+
+
+def test_checkpoint_of_another_run_keeps_its_history(falling, monkeypatch, capsys):
+    """What stands at --save_path is not touched where it is of another run; without it the run is done all the same."""
+    flags = ("--select", "val", "--reference", 0)
+    assert run_train(monkeypatch, capsys, *flags)[0] == 0
+    save_checkpoint(falling, MCF(hidden=2), config={"protocol": "clean"}, history=[])
+    before = falling.read_bytes()
+    assert run_train(monkeypatch, capsys, *flags, "--save_model", 0)[0] == 0 and falling.read_bytes() == before
+    assert run_train(monkeypatch, capsys, *flags, "--resume")[0] == 0 and falling.read_bytes() == before
+    falling.unlink()
+    code, printed, _ = run_train(monkeypatch, capsys, *flags, "--resume")
+    assert code == 0 and "model.pt is missing" in printed
+
+
+def test_resuming_a_run_from_before_a_flag(falling, monkeypatch, capsys):
+    """A last.pt without --normalization was trained under minmax, the only one there was: it can be resumed."""
+    flags = ("--select", "val")
+    assert run_train(monkeypatch, capsys, *flags)[0] == 0
+    for path in (falling, falling.with_name("last.pt")):
+        content = torch.load(path, weights_only=True)
+        assert content["config"].pop("normalization") == "minmax" and (path != falling or content.pop("fold9_normals"))
+        torch.save(content, path)
+    assert run_train(monkeypatch, capsys, *flags, "--normalization", "scale", "--resume")[0] == 2
+    assert run_train(monkeypatch, capsys, *flags, "--resume")[0] == 0
+    content = torch.load(falling, weights_only=True)
+    assert content["config"]["normalization"] == "minmax" and content["fold9_normals"]
 
 
 @pytest.mark.usefixtures("place")
@@ -203,9 +286,64 @@ def test_full_disk_in_training(place, monkeypatch, capsys):
     assert {path: path.read_bytes() for path in (place / "run").iterdir()} == before
 
 
-def test_files_of_two_runs(place, monkeypatch, capsys):
-    """preprocess.py killed while it renames its files: what it leaves is not taken for one data set."""
-    (place / "data" / arrays.MANIFEST).rename(place / "data" / f"{arrays.MANIFEST}.part")
+def write_report(folder, value, records, examples=True):
+    """A report whose scores, maps and examples hold a value."""
+    maps = {"clean": np.full((records, 10, 12), value, np.float32)}
+    report.write_report(folder, {"clean": value}, {"split": np.array(["test"]), "clean": np.array([value])}, maps, {
+        "protocol": "clean", "rows": [(0, "all_best", "Record 0")], "restored": maps["clean"], "maps": maps["clean"],
+        } if examples else None)
+
+
+@pytest.mark.parametrize("records", [10, 200])
+def test_full_disk_leaves_the_last_report_whole(tmp_path, monkeypatch, records):
+    """A disk that fills up while any file of a report is written: the earlier one stays, its figures too."""
+    write_report(tmp_path, 1.0, 2)
+    (tmp_path / "detection_curves.png").write_bytes(b"drawn")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    if records == 10:                                       # room for the maps, but not for what is written last
+        monkeypatch.setattr(report, "pack_json", lambda _: b"x" * 10 ** 6)
+    with full_disk(50_000), pytest.raises(UserError, match="could not be written .*; free some space"):
+        write_report(tmp_path, 2.0, records)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_report_on_an_earlier_one(tmp_path):
+    """What is no longer part of the report is removed, and what is there as it shall be is not written again."""
+    write_report(tmp_path, 1.0, 2)
+    (tmp_path / "detection_curves.png").write_bytes(b"drawn")
+    write_report(tmp_path, 2.0, 3, examples=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"detection_scores.csv", "results.json",
+                                                          "localization_maps_clean.npy"}
+    maps, results = np.load(tmp_path / "localization_maps_clean.npy", mmap_mode="r"), tmp_path / "results.json"
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    table = {"split": np.array(["test"]), "clean": np.array([2.0])}
+    report.write_report(tmp_path, {"clean": "more"}, table, {"clean": maps}, None)
+    assert {path for path, when in before.items() if path.stat().st_mtime_ns != when} == {results}
+
+
+@pytest.mark.parametrize("how", ["killed", "Ctrl-C", "a folder in the way"])
+def test_files_of_two_runs(place, monkeypatch, capsys, how):
+    """preprocess.py stopped while it renames its files, in any way: what it leaves is not taken for one data set."""
+    data, replace = place / "data", arrays.os.replace
+    if how == "a folder in the way":
+        (data / "label.npy").mkdir()
+
+    def stop(old, new):
+        if Path(new).name == "label.npy" and how != "a folder in the way":
+            raise KeyboardInterrupt
+        replace(old, new)
+    monkeypatch.setattr(arrays.os, "replace", stop)
+    staging = arrays.Staging(data)
+    with pytest.raises((KeyboardInterrupt, UserError)):
+        try:
+            for name in ("train.npy", "label.npy"):
+                staging.write(data / name, lambda file: np.save(file, np.ones((6, 5000, 12), np.float32)))
+            staging.publish({"arrays": {}})
+        finally:
+            if how != "killed":
+                staging.discard()
+    monkeypatch.setattr(arrays.os, "replace", replace)
+    assert (np.load(data / "train.npy") == 1).all() and not (data / "manifest.json").exists()
     code, _, error = run_train(monkeypatch, capsys)
     assert code == 2 and "files of two runs" in error and "run it again" in error
 

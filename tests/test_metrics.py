@@ -133,6 +133,36 @@ def test_differences_are_paired(records):
     assert alone["low"] is None and alone["high"] is None and 0 <= alone["value"] <= 1
 
 
+@pytest.mark.parametrize("number", [1, 4, 5])
+def test_few_records_have_no_interval(points, number):
+    """One or four records say nothing of how sure a number is: it is given alone, five get an interval."""
+    labels, maps = points
+    ranking = metrics.PointRanking(labels[:number], maps[:number], metrics.draw_records(number, 40))
+    averaged = ranking.average_records()
+    phases = np.random.default_rng(9).integers(1, 4, labels[:number].shape)
+    phases[1:][phases[1:] == 3] = 2                                     # of phase 3 there is one record alone
+    for found in (averaged["auroc"], averaged["average_precision"],
+                  ranking.match_phases(phases, {"P": 1, "QRS": 2})["mean"]):
+        assert (found["low"] is None) == (found["high"] is None) == (number < 5) and 0 < found["value"] < 1
+    assert averaged["records"] == number
+    with_rare = ranking.match_phases(phases, {"P": 1, "QRS": 2, "T": 3})["mean"]
+    assert with_rare["low"] is None and with_rare["value"] > 0
+
+
+@pytest.mark.parametrize("abnormal, normal, found, false_alarms, sure", [
+    (4, 40, 4, 6, {"specificity", "precision"}), (40, 4, 30, 1, {"sensitivity", "precision", "f1"}),
+    (40, 40, 3, 1, {"sensitivity", "specificity"}), (1, 1, 1, 0, set()),
+    (9, 9, 5, 0, {"sensitivity", "specificity", "precision", "f1"})])
+def test_operating_points_of_few_records(abnormal, normal, found, false_alarms, sure):
+    """A share of fewer than five records has no interval: of abnormal, of normal ones, of those called abnormal."""
+    labels = np.repeat([1, 0], (abnormal, normal))
+    scores = np.zeros(len(labels))
+    scores[:found] = scores[abnormal:abnormal + false_alarms] = 1
+    applied = metrics.operate(labels, scores, 0.5, metrics.draw_records(len(labels), 50))
+    assert {name for name in ("sensitivity", "specificity", "precision", "f1") if applied[name]["low"] is not None} \
+        == sure
+
+
 def test_phase_matching_is_blind_to_the_place_in_the_beat(points):
     """Within a phase only its own points compete: a score that knows the phase alone is worth 0.5, unlike pooled."""
     labels, maps = points

@@ -19,6 +19,7 @@ import wfdb
 import arrays
 import signals
 from preprocess import main, run
+from utils import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TABLE, CLASSES = "ptbxl_database.csv", "scp_statements.csv"
@@ -264,7 +265,10 @@ def test_a_rerun_replaces_and_a_failed_one_does_not(ptbxl, prepared, tmp_path):
     (copied / "val_r_peaks.npz").unlink()
     (copied / "val_r_peaks.npz").mkdir()        # fails the run when its first arrays have their names
     preprocess(ptbxl, tmp_path, refusal=("val_r_peaks.npz",))
-    assert arrays.load_manifest(copied) is None and arrays.load_records(copied, "test", load(copied, "test")) is None
+    made = arrays.load_npy(copied / "test.npy")
+    assert arrays.load_manifest(copied) is None and arrays.load_records(copied, "test", made) is None
+    with pytest.raises(UserError, match="files of two runs"):
+        load(copied, "test")
 
 
 def test_the_small_download_gives_nearly_the_same(prepared, tmp_path):

@@ -83,6 +83,9 @@ RECORDS = {
     "250 Hz": ({"ecg": NORMAL[::2], "rate": 250}, "sampled at 250 Hz, expected 500"),
     "unit mmHg": ({"ecg": NORMAL, "unit": "mmHg"}, "unit mmHg, expected mV"),
     "a gain of 1e-300": ({"ecg": NORMAL, "edit": ("1000.0(0)", "1e-300(0)")}, "its gain or unit is wrong"),
+    "a gain of 0, which means unknown": ({"ecg": NORMAL, "edit": ("1000.0(0)/mV", "0/mV")}, "gain and unit of lead I"),
+    "a gain without a unit": ({"ecg": NORMAL, "edit": ("1000.0(0)/mV", "1000.0(0)")}, "gain and unit of lead I"),
+    "neither gain nor unit": ({"ecg": NORMAL, "edit": ("1000.0(0)/mV 16 0 ", "")}, "gain and unit of lead I"),
     ".dat empty": ({"ecg": NORMAL, "cut": lambda _: b""}, "unreadable"),
     ".dat truncated": ({"ecg": NORMAL, "cut": lambda data: data[:70000]}, "unreadable"),
     ".dat with one bit changed": ({"ecg": NORMAL, "cut": lambda data: data[:5000] + bytes([data[5000] ^ 1])

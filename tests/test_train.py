@@ -75,6 +75,7 @@ def test_history_and_checkpoint_say_what_was_done(trained):
     best = max(rows, key=lambda row: float(row["val_auroc"]))
     assert content["epoch"] == int(best["epoch"]) and content["metrics"]["val_auroc"] == float(best["val_auroc"])
     assert content["config"]["protocol"] == "clean" and content["config"]["select"] == "val"
+    assert [row["epoch"] for row in content["history"]] == [1, 2, 3]         # also of the epochs after the selected one
     assert content["git_commit"] and content["versions"]["torch"] and "optimizer_state_dict" not in content
     assert sorted(file.name for file in trained.iterdir()) == ["history.csv", "last.pt", "model.pt"]
 
