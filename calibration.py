@@ -1,9 +1,9 @@
 """The third protocol, "calibrated": how unusual a record's errors are, from what is usual among normal ECGs.
 
 The network, its input and its masks are those of "clean"; what changes is how errors become a score. An error means
-nothing until one knows what is usual for that lead and that place of the beat: QRS is always restored worst. fit() learns
-that from normal records alone (reference.py calls it with the normals of fold 9); what it learned is a dict of plain
-arrays, from which score_records() and unusual_maps() need no other data.
+nothing until one knows what is usual for that lead and that place of the beat: QRS is always restored worst. fit()
+learns that from normal records alone (reference.py calls it with the normals of fold 9); what it learned is a dict of
+plain arrays, from which score_records() and unusual_maps() need no other data.
 
 Three parts, each the log of a distance from the normals, in units of its spread among normals it was not fitted to:
     residual    mean |z| of the beat's restoration less the beat, where masked, mean over beats, by lead and place
@@ -25,7 +25,7 @@ RECORD_WEIGHT, USUAL_WEIGHT = 2.0, 2.0      # in a map, beside z: of the record'
 LEAST_NORMALS = 20
 LEAST_ERROR = 1e-5                  # added before a logarithm: where nothing is wrong it stays finite
 LEAST_MILLIVOLTS = 1e-3             # the same for amplitudes: 1 uV
-SPREAD_FLOOR = 1e-3                 # of a feature's deviation, relative to the mean over features: no lead is divided by 0
+SPREAD_FLOOR = 1e-3                 # of a feature's deviation, relative to the mean one: no flat lead is divided by 0
 
 
 def amplitude_features(signals: np.ndarray) -> np.ndarray:
@@ -49,8 +49,7 @@ def features(profiles: dict, signals_mv) -> dict:
 
 
 def fit_part(part: str, values: np.ndarray) -> dict:
-    """What is usual of a part among normals (R, d): {"mean", "deviation"} (d,), and "precision" (d, d) but for residual.
-    """
+    """What is usual of a part among normals (R, d): "mean", "deviation" (d,), and but for residual "precision"."""
     mean, deviation = values.mean(axis=0), values.std(axis=0)
     deviation = np.maximum(deviation, max(SPREAD_FLOOR * deviation.mean(), 1e-12))
     usual = {"mean": mean, "deviation": deviation}

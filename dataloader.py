@@ -16,6 +16,7 @@ PATCH_LENGTH = 48                                   # samples of a global mask's
 FIRST_R, LAST_R = 200, 4400                         # a beat is valid where FIRST_R < R < LAST_R
 PUBLISHED_BEAT_MASKS = ((20, 120), (70, 170), (120, 220))
 SCALE_QUANTILE = 0.99                               # of |mV| in a lead becomes 1 under --normalization scale
+SOFT_LIMIT = 0.999                                  # 22 times the scale, taken for no more when it is undone
 SCALE_RECORDS, SCALE_THINNING = 1000, 10            # evenly chosen records and every 10th sample tell it
 ROWS_AT_ONCE = 256                                  # while an array is copied to a device
 
@@ -49,6 +50,12 @@ def normalize_records(records: torch.Tensor, lead_scale: torch.Tensor | None = N
         return scale_minmax(records, dim=1)
     ratio = records / lead_scale
     return ratio * torch.rsqrt(1 + ratio.square())
+
+
+def undo_scale(normalised: torch.Tensor, lead_scale: torch.Tensor) -> torch.Tensor:
+    """The mV (..., leads) that normalize_records with a lead_scale made these of; what Tanh drove to 1 stays finite."""
+    inside = normalised.clamp(-SOFT_LIMIT, SOFT_LIMIT)
+    return lead_scale * inside * torch.rsqrt(1 - inside.square())
 
 
 def cut_beats(records: torch.Tensor, rows: torch.Tensor, r_peaks: torch.Tensor, minmax: bool = True) -> torch.Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import calibration
 import figures
 import parallel
 import reference
@@ -92,8 +93,9 @@ def score_recordings(arguments):
                         "another checkpoint")
     windows = [window for number, one in enumerate(arguments.record, 1)
                for window in cut_windows(number, one, arguments.record_rate)]
-    protocols = scoring.PROTOCOLS if arguments.protocol == "both" else (arguments.protocol,)
-    scores, maps = score_windows(model.to(device).eval(), windows, protocols, arguments, device)
+    fitted = reference.read_calibration(path, facts, arguments.mask_ratio, model.leads, arguments.protocol)
+    protocols = reference.choose_protocols(arguments.protocol, model, fitted)
+    scores, maps = score_windows(model.to(device).eval(), windows, protocols, fitted, arguments, device)
     if parallel.RANK == 0:
         normals, note = reference.read_normals(path, facts, arguments.mask_ratio)
         rows = make_rows(windows, scores, normals)
@@ -104,28 +106,29 @@ def score_recordings(arguments):
     parallel.stop()
 
 
-def normalised(windows: list) -> np.ndarray:
-    """The signals (windows, 5000, 12) as they are in training, each lead in [-1, 1]."""
-    return normalize_records(torch.from_numpy(np.stack([window.signal for window in windows]))).numpy()
-
-
-def score_windows(model, windows: list, protocols: tuple, arguments, device) -> tuple:
+def score_windows(model, windows: list, protocols: tuple, fitted: dict | None, arguments, device) -> tuple:
     """({protocol: scores (windows,)}, maps (windows, 4800, 12) under the last of the protocols).
 
-    Scored is what test.py scores, for "paper" the signal in mV; the maps are of the normalised signal, as they are in
-    the localization benchmark.
+    fitted: the calibration, where "calibrated" is among the protocols. Scored is what test.py scores, for "paper" the
+    signal in mV; the maps under "paper" are of the normalised signal, as they are in the localization benchmark.
     """
     in_millivolts, r_peaks = np.stack([window.signal for window in windows]), [window.r_peaks for window in windows]
-    scores, maps = {}, None
+    found = {}
 
-    def score(signals, protocol, with_maps):
-        return scoring.score_split(model, signals, r_peaks, protocol, arguments.mask_ratio, device, "recordings",
-                                   with_maps=with_maps, amp=arguments.amp)
-    for protocol in protocols:
-        found = score(torch.from_numpy(in_millivolts).to(device), protocol, protocol == "clean")
-        scores[protocol], maps = found.scores, found.maps
-    if maps is None:
-        maps = score(torch.from_numpy(normalised(windows)).to(device), protocols[-1], True).maps
+    def score(signals, passes, with_maps):
+        return scoring.score_split(model, torch.from_numpy(signals).to(device), r_peaks, passes, arguments.mask_ratio,
+                                   device, "recordings", with_maps=with_maps, amp=arguments.amp)
+    for passes in dict.fromkeys(scoring.PASSES[protocol] for protocol in protocols):
+        found[passes] = score(in_millivolts, passes, passes == "clean")
+    scores = {protocol: found[scoring.PASSES[protocol]].scores for protocol in protocols}
+    if protocols[-1] == "paper":
+        normalised = normalize_records(torch.from_numpy(in_millivolts)).numpy()
+        return scores, score(normalised, "paper", True).maps
+    maps = found["clean"].maps
+    if "calibrated" in protocols:
+        scores["calibrated"] = calibration.score_records(fitted, calibration.features(found["clean"].profiles,
+                                                                                      in_millivolts))
+        maps = calibration.unusual_maps(fitted, maps, scoring.beat_phases(r_peaks), scores["calibrated"])
     return scores, maps
 
 
@@ -137,7 +140,8 @@ def make_rows(windows: list, scores: dict, normals: dict) -> list:
                "end_s": (window.start + RECORD_LENGTH) / SAMPLING_RATE, "beats": window.beats()}
         for protocol, found in scores.items():
             row[f"{protocol}_score"] = float(found[place])
-            row[f"{protocol}_percentile"] = reference.percentile(found[place], normals[protocol]) if normals else ""
+            row[f"{protocol}_percentile"] = (reference.percentile(found[place], normals[protocol])
+                                             if protocol in normals else "")
         rows.append(row)
     return rows
 
@@ -165,7 +169,7 @@ def print_rows(rows: list, windows: list, protocols: tuple, note: str):
         print(f"{row['record']:<{width}}{window.span():<16}{row['beats']:>6}"
               + "".join(f"{row[f'{protocol}_score']:>14.4f}{show_percentile(row[f'{protocol}_percentile']):>12}"
                         for protocol in protocols))
-    if rows[0][f"{protocols[0]}_percentile"] != "":
+    if any(rows[0][f"{protocol}_percentile"] != "" for protocol in protocols):
         print("percentile: so many percent of the normals of fold 9 score lower")
     if note:
         print(note)
@@ -185,16 +189,17 @@ def brightest(scores: np.ndarray) -> tuple:
 
 def draw_windows(model, windows: list, rows: list, maps: np.ndarray, protocol: str, arguments, device):
     """Draw each window with its restoration, in mV, and its map (windows, 4800, 12)."""
-    restored = scoring.restore_records(model, normalised(windows), [window.r_peaks for window in windows], protocol,
-                                       arguments.mask_ratio, device)
+    restored = scoring.restore_records(model, np.stack([window.signal for window in windows]),
+                                       [window.r_peaks for window in windows], protocol, arguments.mask_ratio, device)
     for window, row, found, of_map in zip(tqdm(windows, desc="figures", leave=False), rows, restored, maps):
         low, high = window.signal.min(axis=0), window.signal.max(axis=0)
         signal = crop_global(window.signal[None])[0]
         title = (f"{Path(window.record).name[:60]}, {window.span()} s, {protocol} protocol: "
                  f"score {row[f'{protocol}_score']:.4g}, percentile {show_percentile(row[f'{protocol}_percentile'])} "
                  "(no truth)")
+        in_millivolts = found if model.lead_scale is not None else (found + 1) / 2 * (high - low) + low
         figures.draw_localization(
-            figures.Example(title, "mV", LEAD_NAMES, signal, (found + 1) / 2 * (high - low) + low,
+            figures.Example(title, "mV", LEAD_NAMES, signal, in_millivolts,
                             np.zeros(signal.shape, np.uint8), of_map,
                             (window.start + GLOBAL_START) / SAMPLING_RATE),
             Path(arguments.output_dir), window.name, brightest(of_map))

@@ -1,10 +1,10 @@
 """What is usual among normal ECGs, kept in a checkpoint: the scores of fold 9's normals, and the calibration.
 
-    python reference.py --data_path ./data/ --load_path ./ckpt/mymodel.pt                   # add both, or make them again
-    python reference.py --load_path run/model.pt --save_path ckpt/mymodel.pt --half 1       # weights in half precision
+    python reference.py --data_path ./data/ --load_path ./ckpt/mymodel.pt                 # add both, or make them again
+    python reference.py --load_path run/model.pt --save_path ckpt/mymodel.pt --half 1     # weights in half precision
 
-train.py does the same at its end with the epoch that it kept: all normals of fold 9, all beats, float32. test.py --record
-reads percentiles off the scores; the protocol "calibrated" (calibration.py) needs the calibration.
+train.py does the same at its end with the epoch that it kept: all normals of fold 9, all beats, float32. test.py
+--record reads percentiles off the scores; the protocol "calibrated" (calibration.py) needs the calibration.
 """
 import argparse
 import math
@@ -107,45 +107,65 @@ def to_tensors(content):
     return torch.tensor(np.asarray(content, dtype=np.float64))
 
 
-def read_calibration(path, facts: dict, mask_ratio: int, leads: int) -> tuple:
-    """(calibration as calibration.fit made it, ""), or (None, why there is none), from a checkpoint of anyone's."""
-    held = facts.get(CALIBRATION_KEY)
-    if held is None:
-        return None, (f"{path} holds no calibration; add it with reference.py --load_path {path}, from the normals of "
-                      f"{SIGNAL_FILES[SPLIT]}")
+def choose_protocols(wanted: str, model, fitted: dict | None) -> tuple:
+    """The protocols to score a network under. wanted: --protocol; fitted: of read_calibration. Raises UserError."""
+    names = {"all": scoring.PROTOCOLS, "both": scoring.PLAIN_PROTOCOLS}.get(wanted, (wanted,))
+    found = scoring.protocols_for(model, [name for name in names if name != "calibrated" or fitted])
+    if not found:
+        raise UserError(f"--protocol {wanted} is not possible with this checkpoint: paper needs one of --normalization "
+                        "minmax, calibrated one with a calibration, which reference.py adds; choose --protocol clean")
+    return found
+
+
+def read_calibration(path, facts: dict, mask_ratio: int, leads: int, protocol: str) -> dict | None:
+    """What calibration.fit made, from a checkpoint of anyone's; None, with a word why, where there is none.
+
+    protocol: as asked for by --protocol; without a need for a calibration there is no word.
+    """
+    held, remedy = facts.get(CALIBRATION_KEY), f"add it with reference.py --load_path {path}"
     try:
+        if held is None:
+            raise ValueError(f"{path} holds no calibration")
         if held["mask_ratio"] != mask_ratio:
-            return None, f"the calibration in {path} is of another --mask_ratio than {mask_ratio}"
-        sizes = {"residual": scoring.BINS * leads, "error": calibration.PLACES * leads, "amplitude": 3 * leads}
-        parts = {part: {name: to_array(held["parts"][part][name], shape) for name, shape in (
-            ("mean", (size,)), ("deviation", (size,)), ("centre", ()), ("spread", ()),
-            *([("precision", (size, size))] if part != "residual" else []))} for part, size in sizes.items()}
-        bounds = {name: to_array(held[name], (scoring.BINS, leads)) for name in ("map_mean", "map_deviation")}
-        positive = [bounds["map_deviation"], *(usual[name] for usual in parts.values() for name in ("deviation", "spread"))]
-        if not all((values > 0).all() for values in positive):
-            raise ValueError("a deviation is not positive")
-        fitted_to = held["fitted_to"]
-        rows, scores = np.array(fitted_to["rows"], dtype=np.int64), np.array(fitted_to["scores"], dtype=np.float64)
-        if rows.shape != scores.shape or rows.ndim != 1 or not np.isfinite(scores).all() or (rows < 0).any():
-            raise ValueError("the scores are not one a row")
-        return {"parts": parts, **bounds, "fitted_to": {"fingerprint": str(fitted_to["fingerprint"]), "rows": rows,
-                                                        "scores": scores}}, ""
+            raise ValueError(f"the calibration in {path} is of another --mask_ratio than {mask_ratio}")
+        return unpack_calibration(held, leads)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
-        return None, f"what {path} holds as {CALIBRATION_KEY} is not sound ({str(error)[:60]}); make it with reference.py"
+        if protocol in ("all", "calibrated"):
+            reason = str(error) if type(error) is ValueError else f"the calibration in {path} is not sound"
+            print(f"the protocol calibrated is skipped: {reason}; {remedy}")
+        return None
+
+
+def unpack_calibration(held: dict, leads: int) -> dict:
+    """The calibration as numpy arrays, checked. Raises ValueError and whatever an unsound one makes Python trip over."""
+    sizes = {"residual": scoring.BINS * leads, "error": calibration.PLACES * leads, "amplitude": 3 * leads}
+    parts = {part: {name: to_array(held["parts"][part][name], shape) for name, shape in (
+        ("mean", (size,)), ("deviation", (size,)), ("centre", ()), ("spread", ()),
+        *([("precision", (size, size))] if part != "residual" else []))} for part, size in sizes.items()}
+    bounds = {name: to_array(held[name], (scoring.BINS, leads)) for name in ("map_mean", "map_deviation")}
+    spreads = [usual[name] for usual in parts.values() for name in ("deviation", "spread")]
+    if not all((values > 0).all() for values in (bounds["map_deviation"], *spreads)):
+        raise ValueError("a deviation of the calibration is not positive")
+    known = held["fitted_to"]
+    rows, scores = np.array(known["rows"], dtype=np.int64), np.array(known["scores"], dtype=np.float64)
+    if rows.shape != scores.shape or rows.ndim != 1 or not np.isfinite(scores).all() or (rows < 0).any():
+        raise ValueError("the calibration does not say what it was fitted to")
+    return {"parts": parts, **bounds, "fitted_to": {"fingerprint": str(known["fingerprint"]), "rows": rows,
+                                                    "scores": scores}}
 
 
 def to_array(tensor, shape: tuple) -> np.ndarray:
     """A tensor as a float64 array, checked. Raises ValueError, AttributeError."""
     values = tensor.numpy().astype(np.float64)
     if values.shape != shape or not np.isfinite(values).all():
-        raise ValueError(f"shape {values.shape} for {shape}, or not finite")
+        raise ValueError("an array of the calibration is of another shape, or not finite")
     return values
 
 
 def hold_out(fitted: dict, signals: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Calibrated scores of a split, in which those of records that the calibration was fitted to are its cross-fitted ones.
+    """Calibrated scores (records,) of a split, those of records that the calibration was fitted to cross-fitted.
 
-    fitted: of read_calibration; signals: of the split. Scores of other records stay.
+    fitted: of read_calibration; signals: of the split. Scores of other records stay as they are.
     """
     known = fitted["fitted_to"]
     if known["fingerprint"] != fingerprint(signals) or (known["rows"] >= len(scores)).any():
@@ -215,7 +235,8 @@ def main():
         content["model_state_dict"] = halved
         model.load_state_dict({name: value.float() for name, value in halved.items()})      # score what is written
     content.pop(CALIBRATION_KEY, None)
-    write_checkpoint(path, content | learn_normals(model.to(device), open_normals(arguments), arguments.mask_ratio, device))
+    learned = learn_normals(model.to(device), open_normals(arguments), arguments.mask_ratio, device)
+    write_checkpoint(path, content | learned)
     print(f"written to {path}")
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import metrics
 import parallel
 from arrays import SIGNAL_FILES, read_rows
-from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, send, valid_beats
+from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, send, undo_scale, valid_beats
 from fused import FusedMCF
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, MCF, compute_trend, restoration_errors
 from signals import RECORD_LENGTH
@@ -29,7 +29,7 @@ from utils import UserError
 
 PROTOCOLS = ("paper", "clean", "calibrated")
 PASSES = {"paper": "paper", "clean": "clean", "calibrated": "clean"}    # whose passes through the network it needs
-TRAINING_PROTOCOLS = PROTOCOLS[:2]  # those that also say which records train the network
+PLAIN_PROTOCOLS = ("paper", "clean")                    # those that score with the network alone
 BINS = 24                           # places of a beat, or phases between two R peaks, at which errors are gathered
 SMOOTHING = 15                      # samples, sigma of the Gaussian over a lead's score map
 SMOOTHING_REACH = 4 * SMOOTHING     # samples on either side, where scipy's gaussian_filter1d ends too
@@ -61,7 +61,7 @@ class Scores:
 @torch.inference_mode()
 def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: int, device: torch.device, split: str,
                 with_maps: bool = False, beats_per_record: int | None = None, amp: str = "off") -> Scores:
-    """Score the records of a split under a protocol; of "calibrated" these are the passes, the scores are clean's.
+    """Score the records of a split under one of PLAIN_PROTOCOLS.
 
     signals: (records, 5000, leads), memory-mapped, or a tensor on the device; r_peaks: of every record;
     beats_per_record: only that many beats of each, evenly chosen (default all); amp: "bf16" lets the convolutions
@@ -71,7 +71,6 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
     """
     beats, real = zip(*map(valid_beats, r_peaks))
     beats = [thin_out(positions, beats_per_record) for positions in beats]
-    protocol = PASSES[protocol]
     masks = [mask.to(device) for mask in scoring_masks(protocol, mask_ratio)]
     scores = torch.zeros(len(signals), device=device)
     maps = np.zeros((len(signals), GLOBAL_LENGTH, signals.shape[2]), dtype=np.float32) if with_maps else None
@@ -240,7 +239,7 @@ class BeatProfiles:
 
 
 def beat_phases(r_peaks: list) -> np.ndarray:
-    """The phase of each of samples 100:4900 between its two R peaks, 0 to BINS - 1, the R peak amid phase 0: (R, 4800).
+    """The phase of each of samples 100:4900 between R peaks, 0 to BINS - 1, the R peak amid phase 0: (R, 4800).
 
     r_peaks: of each record. Before the first and after the last R peak the nearest interval goes on; around a single one
     it is the length of a beat. Without any, the evenly spaced windows stand for beats.
@@ -268,14 +267,16 @@ def restore_records(model: MCF, signals: np.ndarray, r_peaks: list, protocol: st
     """The recordings as the global branch restores them, (records, 4800, leads), for figures.
 
     Each sample is the mean over beats, and over those passes that hide it (over all passes where none does).
-    signals: (records, 5000, leads) normalised as in training; r_peaks: of each.
+    signals: (records, 5000, leads), in mV where the network was trained on --normalization scale, and so are then the
+    restored ones; else in mV or normalised, and the restored ones normalised. r_peaks: of each.
     """
-    masks = [mask.to(device) for mask in scoring_masks(protocol, mask_ratio)]
+    masks = [mask.to(device) for mask in scoring_masks(PASSES[protocol], mask_ratio)]
     hidden = masks[0].float()
     weight = torch.where(hidden.sum(dim=0) > 0, hidden, torch.ones_like(hidden))            # (passes, 4800)
     fused, restored = FusedMCF(model.eval(), torch.float32), []
     for record, (positions, _) in zip(signals, map(valid_beats, r_peaks)):
         records = send(np.ascontiguousarray(record, dtype=np.float32)[None], device)
+        records = normalize_records(records, fused.lead_scale)
         ecg, positions = crop_global(records), send(positions, device)
         owner = torch.zeros_like(positions)
         beat = cut_beats(records, owner, positions, minmax=fused.lead_scale is None)
@@ -283,5 +284,8 @@ def restore_records(model: MCF, signals: np.ndarray, r_peaks: list, protocol: st
         passes = [fused.restore(fused.encode_global(mask_out(ecg, global_mask))[owner],
                                 fused.encode_local(mask_out(beat, local_mask)), trend)[0][0].mean(dim=0)
                   for global_mask, local_mask in zip(*masks)]
-        restored.append(((torch.stack(passes) * weight[..., None]).sum(0) / weight.sum(0)[:, None]).cpu().numpy())
+        mean = (torch.stack(passes) * weight[..., None]).sum(0) / weight.sum(0)[:, None]
+        if fused.lead_scale is not None:
+            mean = undo_scale(mean, fused.lead_scale)
+        restored.append(mean.cpu().numpy())
     return np.stack(restored)

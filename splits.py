@@ -6,9 +6,10 @@ import numpy as np
 
 import evaluation
 import parallel
-from arrays import (SIGNAL_FILES, describes, fingerprint, iterate_rows, label_path, load_details, load_manifest,
-                    load_r_peaks, load_records, open_labels, open_signals, require_sound, signal_path)
-from dataloader import crop_global
+from arrays import (NORMALISED_SPLITS, SIGNAL_FILES, describes, details_path, fingerprint, iterate_rows, label_path,
+                    load_details, load_manifest, load_r_peaks, load_records, open_labels, open_signals, require_sound,
+                    signal_path)
+from dataloader import crop_global, to_millivolts
 from ludb import split_diagnoses
 from signals import LEAD_NAMES
 from utils import UserError
@@ -22,10 +23,28 @@ class Split:
     labels: np.ndarray                  # (records,), of the benchmark (records, 5000, leads)
     r_peaks: list
     records: dict | None
+    details: dict | None = None         # of arrays.load_details, of a split that is stored normalised
 
     def rows(self):
         """The records one by one, checked to be finite."""
         return iterate_rows(self.signals, SIGNAL_FILES[self.name])
+
+
+    def millivolts(self):
+        """The records in mV, (records, 5000, leads) or an iterable of them; None where nobody knows their amplitude."""
+        if self.name not in NORMALISED_SPLITS:
+            return self.signals
+        return None if self.details is None else np.stack([
+            to_millivolts(record[None], self.details, [row])[0] for row, record in enumerate(self.rows())])
+
+    def require_millivolts(self):
+        """millivolts(), which a network trained on --normalization scale needs. Raises UserError."""
+        found = self.millivolts()
+        if found is None:
+            raise UserError(f"{SIGNAL_FILES[self.name]} tells no amplitude, which this checkpoint needs, as no "
+                            f"{details_path('', self.name)} belongs to it; make it with preprocess.py, or name a "
+                            "checkpoint of --normalization minmax")
+        return found
 
 
 def load_split(arguments, name: str) -> Split:
@@ -38,8 +57,9 @@ def load_split(arguments, name: str) -> Split:
             raise UserError(f"{label_path(arguments.data_path, name)} marks none or all of the samples that are "
                             "scored, 100:4900; make it again, or remove the benchmark")
     require_sound(signals, name)
+    details = load_details(arguments.data_path, name, signals) if name in NORMALISED_SPLITS else None
     return Split(name, signals, labels, load_r_peaks(arguments.data_path, name, signals),
-                 load_records(arguments.data_path, name, signals))
+                 load_records(arguments.data_path, name, signals), details)
 
 
 def load_splits(arguments) -> dict:
@@ -64,8 +84,7 @@ def open_benchmark(arguments, split: Split) -> evaluation.Benchmark:
     leads = split.signals.shape[2]
     names = LEAD_NAMES if leads == len(LEAD_NAMES) else tuple(f"lead {place + 1}" for place in range(leads))
     rows = split.records["ecg_id"].tolist() if split.records else [f"in row {row}" for row in range(len(split.labels))]
-    return evaluation.crop_benchmark(split.labels, load_details(arguments.data_path, "benchmark", split.signals),
-                                     diagnoses, rows, names)
+    return evaluation.crop_benchmark(split.labels, split.details, diagnoses, rows, names)
 
 
 def describe_data(data_path, splits: list) -> dict:

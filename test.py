@@ -1,4 +1,4 @@
-"""Score a checkpoint: detection on the test set, localization on the benchmark, under both protocols.
+"""Score a checkpoint: detection on the test set, localization on the benchmark, under every protocol.
 
     python test.py --data_path ./data/ --load_model 1 --load_path ./ckpt/mymodel.pt           # as published
     python test.py --load_path ./ckpt/mymodel.pt --figures 1 --save_maps 1 --output_dir results/mymodel
@@ -12,20 +12,23 @@ localization maps. Where fold 9 is there it is scored too, and sets the operatin
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import baselines
+import calibration
 import evaluation
 import parallel
 import recordings
+import reference
 import report
 import scoring
 from arrays import (SIGNAL_FILES, VALIDATION_FOLD, details_path, iterate_rows, load_details, load_r_peaks, load_records,
                     open_signals, read_rows, signal_path)
-from dataloader import crop_global, normalize_records
+from dataloader import crop_global
 from model import HISTORY, MCF, load_checkpoint
 from splits import Split, describe_data, identity_of, load_split, load_splits, open_benchmark
 from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
@@ -39,8 +42,8 @@ def parse_arguments() -> argparse.Namespace:
     published.add_argument("--load_path", nargs="+", default=["./ckpt/mymodel.pt"],
                            help="checkpoint, or several of them (default ./ckpt/mymodel.pt)")
     reporting = parser.add_argument_group("report")
-    reporting.add_argument("--protocol", choices=(*scoring.PROTOCOLS, "both"), default="both",
-                           help="which evaluation (default %(default)s)")
+    reporting.add_argument("--protocol", choices=(*scoring.PROTOCOLS, "both", "all"), default="all", help="which "
+                           "evaluation; both: paper and clean (default %(default)s)")
     reporting.add_argument("--output_dir", help="folder of the report (default results/, or that of --from_results)")
     reporting.add_argument("--save_maps", type=int, choices=(0, 1), default=0,
                            help="write localization_maps_<protocol>.npy, (records, 4800, leads) float32")
@@ -62,18 +65,18 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def load_model(arguments, path) -> tuple:
-    """The network to score (on the CPU), and what the report says of it. Raises UserError."""
+    """(the network to score, on the CPU; its calibration or None; what the report says of it). Raises UserError."""
     if not arguments.load_model:
         print("--load_model 0: an untrained network is scored; its numbers only show that the pipeline runs.")
         torch.manual_seed(arguments.seed)
-        return MCF(arguments.dims, arguments.hidden), {"path": None, "sha256": None, **known_facts({})}
+        return MCF(arguments.dims, arguments.hidden), None, {"path": None, "sha256": None, **known_facts({})}
     model, facts = load_checkpoint(path)
     for flag, held in (("dims", model.leads), ("hidden", model.hidden)):
         if getattr(arguments, flag) != held:
             raise UserError(f"{path} was trained with --{flag} {held}, not {getattr(arguments, flag)}; "
                             f"set --{flag} {held}, or name another checkpoint")
-    return model, {"path": str(path), "sha256": sha256_of(path), "epoch": facts.get("epoch"),
-                   **known_facts(facts)}
+    fitted = reference.read_calibration(path, facts, arguments.mask_ratio, model.leads, arguments.protocol)
+    return model, fitted, {"path": str(path), "sha256": sha256_of(path), **known_facts(facts)}
 
 
 def known_facts(facts: dict) -> dict:
@@ -90,27 +93,48 @@ def known_facts(facts: dict) -> dict:
     return {"epoch": facts.get("epoch"), "config": config, "history": history}
 
 
-def score_protocol(model: MCF, protocol: str, splits: dict, arguments, device) -> tuple:
-    """Run one protocol: (scores of each split of records, maps of the benchmark or None, counts and seconds)."""
+def run_passes(model: MCF, passes: str, splits: dict, arguments, device) -> tuple:
+    """What a protocol's passes say of each split, {name: scoring.Scores}, and their seconds, {name: seconds}."""
     found, seconds = {}, {}
     for name, split in splits.items():
         started = time.perf_counter()
-        found[name] = scoring.score_split(model, split.signals, split.r_peaks, protocol, arguments.mask_ratio, device,
-                                          name, with_maps=name == "benchmark", amp=arguments.amp)
-        seconds[name] = round(time.perf_counter() - started, 2)
-    labels, benchmark = splits["test"].labels, found.pop("benchmark", None)
+        signals = split.signals if model.lead_scale is None else split.require_millivolts()
+        found[name] = scoring.score_split(model, signals, split.r_peaks, passes, arguments.mask_ratio, device, name,
+                                          with_maps=name == "benchmark", amp=arguments.amp)
+        seconds[name] = time.perf_counter() - started
+    return found, seconds
+
+
+def calibrate(fitted: dict, found: dict, seconds: dict, splits: dict) -> tuple:
+    """run_passes' two dicts under "calibrated", from what clean's passes found."""
+    judged, taken = {}, {}
+    for name, split in splits.items():
+        started, signals = time.perf_counter(), split.millivolts()
+        scores = calibration.score_records(fitted, calibration.features(found[name].profiles, signals))
+        maps = found[name].maps
+        if maps is not None:
+            maps = calibration.unusual_maps(fitted, maps, scoring.beat_phases(split.r_peaks), scores)
+        judged[name] = replace(found[name], scores=reference.hold_out(fitted, split.signals, scores), maps=maps)
+        taken[name] = seconds[name] + time.perf_counter() - started
+    return judged, taken
+
+
+def describe_scores(found: dict, seconds: dict, splits: dict) -> dict:
+    """The counts and seconds that results.json says of a protocol."""
+    labels = splits["test"].labels
     counts = {"records": len(labels), "normal": int(np.count_nonzero(labels == 0)),
               "abnormal": int(np.count_nonzero(labels == 1)), "without_r_peak": found["test"].without_r_peak,
               "without_valid_beat": found["test"].without_valid_beat, "benchmark_records": 0,
               "benchmark_records_with_both_classes": 0, "benchmark_without_valid_beat": 0}
-    if benchmark:
+    if "benchmark" in splits:
         truth = crop_global(splits["benchmark"].labels)
-        counts.update(benchmark_records=len(truth), benchmark_without_valid_beat=benchmark.without_valid_beat,
+        counts.update(benchmark_records=len(truth),
+                      benchmark_without_valid_beat=found["benchmark"].without_valid_beat,
                       benchmark_records_with_both_classes=sum(bool((row == 1).any() and (row == 0).any())
                                                               for row in truth))
-    timing = {"detection": seconds["test"], "fold9": seconds.get("val"), "localization": seconds.get("benchmark")}
-    return ([found[name].scores for name in found], benchmark and benchmark.maps,
-            {"counts": counts, "seconds": timing})
+    taken = {name: round(value, 2) for name, value in seconds.items()}
+    return {"counts": counts, "seconds": {"detection": taken["test"], "fold9": taken.get("val"),
+                                          "localization": taken.get("benchmark")}}
 
 
 def score_baselines(arguments, splits: dict) -> dict:
@@ -144,13 +168,20 @@ def fit_median_beats(arguments):
 
 def score_checkpoint(arguments, loaded: tuple, splits: dict, benchmark, trivial: dict, about: dict, device):
     """Score what load_model gave, report into arguments.output_dir; returns the entries (the first process alone)."""
-    model, checkpoint = loaded
+    model, fitted, checkpoint = loaded
     model.to(device).eval()
-    entries, columns, maps = {}, {}, {}
-    for protocol in scoring.PROTOCOLS if arguments.protocol == "both" else (arguments.protocol,):
-        columns[protocol], found, entries[protocol] = score_protocol(model, protocol, splits, arguments, device)
-        if found is not None:
-            maps[protocol] = found
+    entries, columns, maps, passed = {}, {}, {}, {}
+    for protocol in reference.choose_protocols(arguments.protocol, model, fitted):
+        passes = scoring.PASSES[protocol]
+        if passes not in passed:                    # clean and calibrated share theirs
+            passed[passes] = run_passes(model, passes, splits, arguments, device)
+        found, seconds = passed[passes]
+        if protocol == "calibrated":
+            found, seconds = calibrate(fitted, found, seconds, splits)
+        columns[protocol] = [found[name].scores for name in splits if name != "benchmark"]
+        entries[protocol] = describe_scores(found, seconds, splits)
+        if "benchmark" in found:
+            maps[protocol] = found["benchmark"].maps
     if parallel.RANK:
         return None
     table = report.detection_table([split for split in splits.values() if split.name != "benchmark"],
@@ -168,11 +199,13 @@ def score_checkpoint(arguments, loaded: tuple, splits: dict, benchmark, trivial:
 
 def restore_examples(model: MCF, split: Split, rows: list, protocol: str, arguments, device) -> np.ndarray:
     """The rows of the benchmark that are drawn, as the network restores them: (rows, 4800, leads)."""
-    signals = read_rows(split.signals, np.array(rows), SIGNAL_FILES[split.name])
-    if protocol == "clean":
-        signals = normalize_records(torch.from_numpy(signals)).numpy()
-    return scoring.restore_records(model, signals, [split.r_peaks[row] for row in rows], protocol,
-                                   arguments.mask_ratio, device)
+    signals = split.signals if model.lead_scale is None else split.require_millivolts()
+    restored = scoring.restore_records(model, read_rows(signals, np.array(rows), SIGNAL_FILES[split.name]),
+                                       [split.r_peaks[row] for row in rows], protocol, arguments.mask_ratio, device)
+    if model.lead_scale is not None:                # to the unit of benchmark_data.npy: the figures undo it
+        low, high = (split.details[name][rows][:, None] for name in ("low", "high"))
+        restored = 2 * (restored - low) / np.maximum(high - low, 1e-9) - 1
+    return restored
 
 
 def make_report(arguments, table: dict, entries: dict, split: Split | None, benchmark, maps: dict, examples,

@@ -43,8 +43,8 @@ def parse_arguments() -> argparse.Namespace:
     published.add_argument("--save_model", type=int, choices=(0, 1), default=1, help="write checkpoints (default 1)")
     published.add_argument("--save_path", default="./ckpt/mymodel_new.pt", help="checkpoint (default %(default)s)")
     method = parser.add_argument_group("method")
-    method.add_argument("--protocol", choices=scoring.TRAINING_PROTOCOLS, help="paper: train on the normals of folds 1-9; "
-                        "clean: of folds 1-8 (default: clean where the folds are known, else paper)")
+    method.add_argument("--protocol", choices=scoring.PLAIN_PROTOCOLS, help="paper: train on the normals of folds "
+                        "1-9; clean: of folds 1-8 (default: clean where the folds are known, else paper)")
     method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, "
                         "the last, or the best on the test set as the authors did, which is optimistic (default: val "
                         "where fold 9 is held back, else last)")

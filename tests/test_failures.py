@@ -23,7 +23,7 @@ TIME = np.arange(5000) / 500
 
 # ---- memory
 
-@pytest.mark.parametrize("protocol", scoring.PROTOCOLS)
+@pytest.mark.parametrize("protocol", scoring.PLAIN_PROTOCOLS)
 @pytest.mark.parametrize("records, beats", [(3, 5), (32, 1), (1, 1)])
 def test_scoring_with_little_memory(monkeypatch, capsys, protocol, records, beats):
     """Where a batch does not fit, half of it is tried; nothing is scored twice or left out, and it is said."""

@@ -241,7 +241,7 @@ def test_scores_are_those_of_the_arrays(trained, tmp_path, capsys):
     rows = read_rows(tmp_path / "own" / "record_scores.csv")
     facts = load_checkpoint(trained / "model.pt")[1]
     assert [row["record"] for row in rows] == [str(path) for path in paths]
-    for protocol in scoring.PROTOCOLS:
+    for protocol in scoring.PLAIN_PROTOCOLS:
         normals = sorted(float(row[protocol]) for row in table if row["split"] == "val" and row["label"] == "0")
         assert facts["fold9_normals"][protocol] == pytest.approx(normals, rel=1e-5) and len(normals) > 1
         for row, expected in zip(rows, of_test):
@@ -292,7 +292,7 @@ def test_without_beats_or_percentiles(tmp_path, capsys, monkeypatch, protocol):
     printed = capsys.readouterr().out
     rows = read_rows(tmp_path / "own" / "record_scores.csv")
     assert [(row["start_s"], row["end_s"]) for row in rows] == [("0.0", "10.0"), ("0.0", "10.0"), ("2.0", "12.0")]
-    protocols = scoring.PROTOCOLS if protocol == "both" else (protocol,)
+    protocols = scoring.PLAIN_PROTOCOLS if protocol == "both" else (protocol,)
     for row in rows:
         assert all(np.isfinite(float(row[f"{name}_score"])) and row[f"{name}_percentile"] == "" for name in protocols)
     assert rows[0]["beats"] == "0" and f"{paths[0]} 0-10 s" in printed and "no valid beat in" in printed

@@ -34,7 +34,7 @@ def test_fused_network_is_the_plain_one(model):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("protocol", scoring.PROTOCOLS)
+@pytest.mark.parametrize("protocol", scoring.PLAIN_PROTOCOLS)
 def test_batching_does_not_show(model, some_records, protocol, monkeypatch):
     """Scores and maps are the same for any number of records and beats at once."""
     signals, r_peaks = some_records
@@ -49,7 +49,7 @@ def test_batching_does_not_show(model, some_records, protocol, monkeypatch):
 def test_bfloat16_scores_are_close(model, some_records):
     """bfloat16 convolutions change a record's score by less than 2 %."""
     signals, r_peaks = some_records
-    for protocol in scoring.PROTOCOLS:
+    for protocol in scoring.PLAIN_PROTOCOLS:
         exact, rough = (scoring.score_split(model, signals, r_peaks, protocol, 30, CPU, "test", amp=amp).scores
                         for amp in ("off", "bf16"))
         assert 0 < np.abs(rough / exact - 1).max() < 0.02
@@ -77,7 +77,7 @@ def test_hard_records_get_finite_scores(model):
     records = rng.normal(0, 0.1, (3, 5000, 12)).astype(np.float32)
     records[0] = 0
     records[1, :, 5] = 0
-    for protocol in scoring.PROTOCOLS:
+    for protocol in scoring.PLAIN_PROTOCOLS:
         found = scoring.score_split(model, records, [np.zeros(0, int), np.array([150, 900]), np.array([100, 4700])],
                                     protocol, 30, CPU, "test", with_maps=True)
         assert np.isfinite(found.scores).all() and np.isfinite(found.maps).all()

@@ -26,7 +26,7 @@ def test_card_belongs_to_the_weights():
     assert all(value.dtype == torch.float32 for value in model.parameters()) and SHIPPED.stat().st_size < 16e6
 
 
-@pytest.mark.parametrize("protocol", scoring.PROTOCOLS)
+@pytest.mark.parametrize("protocol", scoring.PLAIN_PROTOCOLS)
 def test_shipped_weights_find_simulated_blocks(simulated, protocol):
     """A network that knows real ECGs finds a simulated bundle branch block odd among simulated normals."""
     model, _ = load_checkpoint(SHIPPED)
