@@ -117,7 +117,8 @@ def score_records(calibration: dict, found: dict) -> np.ndarray:
                     for part, values in found.items()], axis=0)
 
 
-def unusual_maps(calibration: dict, maps: np.ndarray, phases: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def unusual_maps(calibration: dict, maps: np.ndarray, phases: np.ndarray, scores: np.ndarray,
+                 record_weight: float = RECORD_WEIGHT, usual_weight: float = USUAL_WEIGHT) -> np.ndarray:
     """The calibrated maps (R, 4800, leads) float32 of the clean ones.
 
     phases: (R, 4800) of scoring.beat_phases; scores: (R,) of score_records.
@@ -126,6 +127,6 @@ def unusual_maps(calibration: dict, maps: np.ndarray, phases: np.ndarray, scores
     found = np.empty_like(maps)
     for row, (one, phase, score) in enumerate(zip(maps, phases, scores)):
         usual = mean[phase]
-        found[row] = ((np.log(one + LEAST_ERROR) - usual) / deviation[phase] + RECORD_WEIGHT * score
-                      + USUAL_WEIGHT * usual)
+        found[row] = ((np.log(one + LEAST_ERROR) - usual) / deviation[phase] + record_weight * score
+                      + usual_weight * usual)
     return found

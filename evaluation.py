@@ -117,8 +117,10 @@ def keep_localization(entries: dict, baselines: dict, earlier: dict):
         kept = earlier[protocol]
         entry["localization"] = kept["localization"]
         entry.update(headline(entry))
-        entry["beyond_trivial"] |= {number: found for number, found in kept["beyond_trivial"].items()
-                                    if number not in entry["beyond_trivial"]}
+        for beyond in ("beyond_trivial", "beyond_clean"):
+            if beyond in entry:
+                entry[beyond] |= {number: found for number, found in kept.get(beyond, {}).items()
+                                  if number not in entry[beyond]}
     if "localization" in earlier["baselines"]:
         baselines["localization"] = earlier["baselines"]["localization"]
 
@@ -127,7 +129,7 @@ def compare(entries: dict, rivals: dict):
     """Add to each protocol "beyond_trivial": each of its AUROCs less the best trivial score's, paired.
 
     entries: {protocol: its numbers}; rivals: what evaluate() says of the baselines. {number: {"rival", "difference"}},
-    number a key of HEADLINES, or a group as in "by_superclass: MI".
+    number a key of HEADLINES, or a group as in "by_superclass: MI". To calibrated also "beyond_clean", each less clean's.
     """
     trivial = {name: name_aurocs(found, None) for name, found in rivals["detection"].items()}
     trivial |= {name: name_aurocs(None, found) for name, found in rivals.get("localization", {}).items()}
@@ -139,6 +141,11 @@ def compare(entries: dict, rivals: dict):
                 best = max(held, key=lambda name: held[name]["value"])
                 entry["beyond_trivial"][number] = {"rival": best, "value": held[best],
                                                    "difference": metrics.difference(value, held[best])}
+    if {"clean", "calibrated"} <= set(entries):
+        clean, other = (name_aurocs(entries[name]["detection"], entries[name]["localization"])
+                        for name in ("clean", "calibrated"))
+        entries["calibrated"]["beyond_clean"] = {number: metrics.difference(value, clean[number])
+                                                 for number, value in other.items() if value and clean.get(number)}
 
 
 def name_aurocs(detection: dict | None, localization: dict | None) -> dict:

@@ -137,7 +137,7 @@ def read_calibration(path, facts: dict, mask_ratio: int, leads: int, protocol: s
 
 
 def unpack_calibration(held: dict, leads: int) -> dict:
-    """The calibration as numpy arrays, checked. Raises ValueError and whatever an unsound one makes Python trip over."""
+    """The calibration as numpy arrays, checked. Raises ValueError, and whatever an unsound one makes Python raise."""
     sizes = {"residual": scoring.BINS * leads, "error": calibration.PLACES * leads, "amplitude": 3 * leads}
     parts = {part: {name: to_array(held["parts"][part][name], shape) for name, shape in (
         ("mean", (size,)), ("deviation", (size,)), ("centre", ()), ("spread", ()),

@@ -144,6 +144,15 @@ def print_table(entries: dict, baselines: dict):
                 print(f"  {name}, {title}: {judge(entry['beyond_trivial'][number])}")
 
 
+def print_gains(beyond: dict):
+    """Print what calibration gains and loses. beyond: "beyond_clean" of its entry."""
+    print("\ncalibrated less clean, the same weights and records [95 % interval of the paired difference]")
+    for number, gap in beyond.items():
+        interval = "" if gap["low"] is None else f" [{gap['low']:+.3f}, {gap['high']:+.3f}]"
+        verdict = "" if gap["low"] is None else " gain" * (gap["low"] > 0) + " LOSS" * (gap["high"] < 0)
+        print(f"  {TITLES.get(number, number)}: {gap['value']:+.4f}{interval}{verdict}")
+
+
 def print_details(entries: dict):
     """Print what stands behind the headline: operating points, superclasses, statements, diagnoses, phases, leads."""
     for protocol, entry in entries.items():
@@ -205,6 +214,8 @@ def print_checkpoint(checkpoint: dict):
 def print_report(entries: dict, baselines: dict, about: dict):
     """Print the whole report. about: the facts of results.json beside the numbers."""
     print_table(entries, baselines)
+    if "beyond_clean" in entries.get("calibrated", {}):
+        print_gains(entries["calibrated"]["beyond_clean"])
     print_details(entries)
     print_counts(next(iter(entries.values()))["counts"])
     print_checkpoint(about["checkpoint"])

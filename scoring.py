@@ -241,8 +241,8 @@ class BeatProfiles:
 def beat_phases(r_peaks: list) -> np.ndarray:
     """The phase of each of samples 100:4900 between R peaks, 0 to BINS - 1, the R peak amid phase 0: (R, 4800).
 
-    r_peaks: of each record. Before the first and after the last R peak the nearest interval goes on; around a single one
-    it is the length of a beat. Without any, the evenly spaced windows stand for beats.
+    r_peaks: of each record. Before the first and after the last R peak the nearest interval goes on; around a single
+    one it is the length of a beat. Without any, the evenly spaced windows stand for beats.
     """
     samples, found = np.arange(GLOBAL_START, GLOBAL_START + GLOBAL_LENGTH), []
     for positions in r_peaks:
