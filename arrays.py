@@ -210,6 +210,8 @@ def load_details(data_path, split: str, signals: np.ndarray) -> dict | None:
         if details["low"].shape != bounds or details["high"].shape != bounds or (
                 details["phases"] is not None and details["phases"].shape != signals.shape):
             raise ValueError("the shapes are not the signals'")
+        if not (np.isfinite(details["low"]).all() and np.isfinite(details["high"]).all()):
+            raise ValueError("the mV are not finite")
     except FileNotFoundError:
         return None
     except Exception as error:          # numpy and zipfile raise whatever a damaged file makes them trip over

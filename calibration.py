@@ -111,10 +111,17 @@ def fit(found: dict, usual_errors: UsualErrors) -> tuple:
 
 
 def score_records(calibration: dict, found: dict) -> np.ndarray:
-    """The calibrated detection scores (R,) float64 of features(): 0 is usual among normals, more is more unusual."""
+    """The calibrated detection scores (R,) float64 of features(): 0 is usual among normals, more is more unusual.
+
+    Raises UserError where one is not finite.
+    """
     parts = calibration["parts"]
-    return np.mean([(distance(parts[part], values) - parts[part]["centre"]) / parts[part]["spread"]
-                    for part, values in found.items()], axis=0)
+    scores = np.mean([(distance(parts[part], values) - parts[part]["centre"]) / parts[part]["spread"]
+                      for part, values in found.items()], axis=0)
+    if not np.isfinite(scores).all():
+        raise UserError(f"record {np.flatnonzero(~np.isfinite(scores))[0]} gets no finite score under calibrated; make "
+                        "the calibration again with reference.py")
+    return scores
 
 
 def unusual_maps(calibration: dict, maps: np.ndarray, phases: np.ndarray, scores: np.ndarray,

@@ -125,8 +125,8 @@ def measure_lead_scale(signals: np.ndarray, rows: np.ndarray, details: dict) -> 
     details: of arrays.load_details. A lead that is flat in all of them gets 1 mV.
     """
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, SCALE_RECORDS).astype(int))]
-    values = to_millivolts(read_rows(signals, rows, SIGNAL_FILES["train"]), details, rows)
-    found = np.quantile(np.abs(values[:, ::SCALE_THINNING]), SCALE_QUANTILE, axis=(0, 1))
+    values = to_millivolts(read_rows(signals, rows, SIGNAL_FILES["train"])[:, ::SCALE_THINNING], details, rows)
+    found = np.quantile(np.abs(values), SCALE_QUANTILE, axis=(0, 1))
     return [float(value) or 1.0 for value in found]
 
 

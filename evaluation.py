@@ -129,7 +129,7 @@ def compare(entries: dict, rivals: dict):
     """Add to each protocol "beyond_trivial": each of its AUROCs less the best trivial score's, paired.
 
     entries: {protocol: its numbers}; rivals: what evaluate() says of the baselines. {number: {"rival", "difference"}},
-    number a key of HEADLINES, or a group as in "by_superclass: MI". To calibrated also "beyond_clean", each less clean's.
+    number a key of HEADLINES, or a group as in "by_superclass: MI". To calibrated also "beyond_clean".
     """
     trivial = {name: name_aurocs(found, None) for name, found in rivals["detection"].items()}
     trivial |= {name: name_aurocs(None, found) for name, found in rivals.get("localization", {}).items()}
@@ -173,11 +173,14 @@ def headline_estimates(detection: dict | None, localization: dict | None) -> dic
 
 
 def average_runs(runs: list) -> dict:
-    """Mean and standard deviation (n - 1) of each headline number over runs: {protocol: {number: {"mean", "sd"}}}."""
+    """Mean and standard deviation (n - 1) of each headline number over runs: {protocol: {number: {"mean", "sd"}}}.
+
+    Of the protocols that all runs have.
+    """
     averaged = {}
-    for protocol, entry in runs[0].items():
+    for protocol in [name for name in runs[0] if all(name in run for run in runs)]:
         averaged[protocol] = {}
-        for number, value in headline(entry).items():
+        for number, value in headline(runs[0][protocol]).items():
             if value is not None:
                 values = [headline(run[protocol])[number] for run in runs]
                 averaged[protocol][number] = {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1))}

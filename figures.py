@@ -134,8 +134,8 @@ def draw_localization(example: Example, output: Path, name: str, window: tuple |
     """A record with its restoration, truth and score map on an ECG grid, 25 mm/s and 10 mm/mV at true size (Fig. 3).
 
     window: (start, stop) samples, the same for all leads; default marked_window. Leads stand in columns of three, with
-    a strip of scores under each: 0 to the 99th percentile of the whole record. Raises UserError where nothing can be
-    written.
+    a strip of scores under each: 0, or the 1st percentile where it is lower, to the 99th of the whole record. Raises
+    UserError where nothing can be written.
     """
     start, stop = window or marked_window(example.truth)
     leads = len(example.lead_names)
@@ -145,8 +145,9 @@ def draw_localization(example: Example, output: Path, name: str, window: tuple |
     heights = [round(high - low) * MM_PER_UNIT for low, high, _ in limits]
     width, height = max(PAGE_MM, int(np.ceil(13 + columns * (wide + 3)))), 32 + sum(heights) + rows * 10
     finite = example.scores[np.isfinite(example.scores)]
-    top = np.percentile(finite, 99) if finite.size else 0
-    colours = ScalarMappable(Normalize(0, top if top > 0 else 1), "Greys")
+    low, top = np.percentile(finite, (1, 99)) if finite.size else (0, 1)
+    low = min(low, 0)                               # errors begin at 0, calibrated scores anywhere
+    colours = ScalarMappable(Normalize(low, top if top > low else low + 1), "Greys")
     figure = new_figure(width, height)
 
     def place(left, bottom, wide, high):
@@ -171,7 +172,7 @@ def draw_localization(example: Example, output: Path, name: str, window: tuple |
                            *(marks if example.truth.any() else ())],
                   loc="lower left", bbox_to_anchor=(8 / width, 2 / height), ncols=2, borderpad=0, borderaxespad=0)
     bar = place(width - 60, 7, 50, 3)
-    figure.colorbar(colours, cax=bar, orientation="horizontal", extend="max").outline.set_linewidth(0.5)
+    figure.colorbar(colours, cax=bar, orientation="horizontal", extend="max" if low == 0 else "both").outline.set_linewidth(0.5)
     bar.tick_params(length=2, pad=1.5)
     bar.xaxis.set_major_locator(MaxNLocator(5))
     figure.text(1 - 62 / width, 8.5 / height, "anomaly score", ha="right", va="center")

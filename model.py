@@ -233,7 +233,7 @@ def load_checkpoint(path) -> tuple:
         model = MCF(enc_in=state["global_encoder.0.weight"].shape[1], hidden=state["global_encoder.14.weight"].shape[0])
         model.load_state_dict(state)
         model.lead_scale = read_lead_scale(content.pop("lead_scale", None), model.leads)
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
         raise UserError(f"{path} does not hold the weights of this network ({type(error).__name__}); "
                         "name another checkpoint, or train it again") from error
     if not weights_are_finite(model):

@@ -117,7 +117,8 @@ def score_windows(model, windows: list, protocols: tuple, fitted: dict | None, a
 
     def score(signals, passes, with_maps):
         return scoring.score_split(model, torch.from_numpy(signals).to(device), r_peaks, passes, arguments.mask_ratio,
-                                   device, "recordings", with_maps=with_maps, amp=arguments.amp)
+                                   device, "recordings", with_maps=with_maps, amp=arguments.amp,
+                                   with_profiles="calibrated" in protocols)
     for passes in dict.fromkeys(scoring.PASSES[protocol] for protocol in protocols):
         found[passes] = score(in_millivolts, passes, passes == "clean")
     scores = {protocol: found[scoring.PASSES[protocol]].scores for protocol in protocols}

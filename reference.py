@@ -21,6 +21,7 @@ from model import load_checkpoint, read_checkpoint, save_checkpoint, write_check
 from utils import UserError, add_published_flags, check_published_flags, choose_device, require_writable, run
 
 KEY = "fold9_normals"               # in a checkpoint: {protocol: scores, ascending}
+RATIO_KEY = "fold9_mask_ratio"      # in a checkpoint: the --mask_ratio of these scores; where absent, its config's
 CALIBRATION_KEY = "calibration"     # in a checkpoint: what calibration.fit found, as tensors, and "fitted_to"
 SPLIT = "val"                       # fold 9
 RECORDS_AT_ONCE = 256               # of it in memory with their maps, 150 MB
@@ -60,17 +61,17 @@ def add_normals(arguments, config: dict, normals: tuple | None, device):
         model, facts = load_checkpoint(arguments.save_path)
         if facts.get("config") != config:
             raise UserError(f"{arguments.save_path} was kept by another run; repeat this one without --resume")
-        if KEY in facts:
+        if KEY in facts and (CALIBRATION_KEY in facts or len(normals[1]) < calibration.LEAST_NORMALS):
             return
         learned = learn_normals(model.to(device), normals, arguments.mask_ratio, device)
         if not parallel.RANK:
-            save_checkpoint(arguments.save_path, model, **facts, **learned)
+            save_checkpoint(arguments.save_path, model, **(facts | learned))
     except UserError as error:
         print(f"{SKIPPED} {error}")
 
 
 def learn_normals(model, normals: tuple, mask_ratio: int, device) -> dict:
-    """What a checkpoint keeps of the records that open_normals chose: {KEY: ..., CALIBRATION_KEY: ...}.
+    """What a checkpoint keeps of the records that open_normals chose: {KEY, RATIO_KEY, CALIBRATION_KEY: ...}.
 
     The latter is left out, with a word why, where the normals are too few. Raises UserError.
     """
@@ -84,7 +85,7 @@ def learn_normals(model, normals: tuple, mask_ratio: int, device) -> dict:
         block, peaks = read_rows(signals, some, SIGNAL_FILES[SPLIT]), [r_peaks[row] for row in some]
         for protocol in protocols:                  # "clean" is the last one
             scored = scoring.score_split(model, block, peaks, protocol, mask_ratio, device, SPLIT,
-                                         with_maps=protocol == "clean")
+                                         with_maps=protocol == "clean", with_profiles=protocol == "clean")
             scores[protocol] += scored.scores.tolist()
         found.append(calibration.features(scored.profiles, block))
         usual_errors.add(scored.maps, scoring.beat_phases(peaks))
@@ -97,7 +98,8 @@ def learn_normals(model, normals: tuple, mask_ratio: int, device) -> dict:
         scores["calibrated"] = held_out.tolist()
     except UserError as error:
         print(f"no calibration: {error}")
-    return {KEY: {protocol: sorted(values) for protocol, values in scores.items()}, **learned}
+    in_order = {protocol: sorted(values) for protocol, values in scores.items()}
+    return {KEY: in_order, RATIO_KEY: mask_ratio, **learned}
 
 
 def to_tensors(content):
@@ -146,6 +148,9 @@ def unpack_calibration(held: dict, leads: int) -> dict:
     spreads = [usual[name] for usual in parts.values() for name in ("deviation", "spread")]
     if not all((values > 0).all() for values in (bounds["map_deviation"], *spreads)):
         raise ValueError("a deviation of the calibration is not positive")
+    for usual in parts.values():
+        if "precision" in usual:
+            np.linalg.cholesky(usual["precision"])              # of a matrix that measures no distance: LinAlgError
     known = held["fitted_to"]
     rows, scores = np.array(known["rows"], dtype=np.int64), np.array(known["scores"], dtype=np.float64)
     if rows.shape != scores.shape or rows.ndim != 1 or not np.isfinite(scores).all() or (rows < 0).any():
@@ -162,13 +167,16 @@ def to_array(tensor, shape: tuple) -> np.ndarray:
     return values
 
 
-def hold_out(fitted: dict, signals: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def hold_out(fitted: dict, split: str, signals: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Calibrated scores (records,) of a split, those of records that the calibration was fitted to cross-fitted.
 
     fitted: of read_calibration; signals: of the split. Scores of other records stay as they are.
     """
     known = fitted["fitted_to"]
     if known["fingerprint"] != fingerprint(signals) or (known["rows"] >= len(scores)).any():
+        if split == SPLIT:
+            print(f"the calibration was fitted to another {SIGNAL_FILES[SPLIT]} than this one: where they share "
+                  "records, the operating points of calibrated are biased; reference.py fits it to this one")
         return scores
     scores = scores.copy()
     scores[known["rows"]] = known["scores"]
@@ -187,7 +195,7 @@ def read_normals(path, facts: dict, mask_ratio: int) -> tuple:
                     f"where {SIGNAL_FILES[SPLIT]} is there")
     if not (isinstance(held, dict) and held and all(are_scores(values) for values in held.values())):
         return {}, f"no percentiles: what {path} holds as {KEY} are not lists of finite numbers; train it again"
-    if config.get("mask_ratio") != mask_ratio:
+    if facts.get(RATIO_KEY, config.get("mask_ratio")) != mask_ratio:
         return {}, (f"no percentiles: the scores of fold 9's normals in {path} are of another --mask_ratio than "
                     f"{mask_ratio}")
     note = ""
@@ -226,14 +234,15 @@ def main():
     device = choose_device(arguments.device)
     model, facts = load_checkpoint(arguments.load_path)
     arguments.dims = model.leads
-    if (facts.get("config") or {}).get("protocol") != "clean":
+    config = facts.get("config")
+    if not (isinstance(config, dict) and config.get("protocol") == "clean"):
         print("the weights do not say that fold 9 was held back: what is learned from its normals is optimistic")
     content = read_checkpoint(arguments.load_path)
     if arguments.half:
         halved = {name: value.half() if value.is_floating_point() else value
-                  for name, value in content["model_state_dict"].items()}
+                  for name, value in model.state_dict().items()}
         content["model_state_dict"] = halved
-        model.load_state_dict({name: value.float() for name, value in halved.items()})      # score what is written
+        model.load_state_dict(halved)               # score what is written
     content.pop(CALIBRATION_KEY, None)
     learned = learn_normals(model.to(device), open_normals(arguments), arguments.mask_ratio, device)
     write_checkpoint(path, content | learned)

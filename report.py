@@ -208,7 +208,8 @@ def print_checkpoint(checkpoint: dict):
     print(f"weights: trained under {config['protocol']}, epoch {checkpoint['epoch']} of {config['epochs']}, "
           f"chosen by {config['select']}{optimistic}")
     if config["protocol"] == "paper":
-        print("fold 9's normals were trained on: operating points chosen there are biased")
+        print("fold 9's normals were trained on: operating points chosen there are biased, and so is calibrated, which "
+              "was fitted to them")
 
 
 def print_report(entries: dict, baselines: dict, about: dict):
@@ -346,5 +347,5 @@ def print_average(averaged: dict, number: int):
     """Print the mean and standard deviation over several checkpoints."""
     print(f"\nmean ± standard deviation of {number} checkpoints")
     for protocol, numbers in averaged.items():
-        print(f"{protocol:<8}" + ", ".join(f"{name.replace('_', ' ')} {value['mean']:.4f} ± {value['sd']:.4f}"
+        print(f"{protocol:<12}" + ", ".join(f"{name.replace('_', ' ')} {value['mean']:.4f} ± {value['sd']:.4f}"
                                            for name, value in numbers.items()))

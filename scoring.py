@@ -49,7 +49,8 @@ def protocols_for(model: MCF, wanted) -> tuple:
 class Scores:
     """What a protocol says of a split.
 
-    scores: (records,); maps: (records, 4800, leads) or None; profiles: of BeatProfiles, (records, BINS, leads) each.
+    scores: (records,); maps: (records, 4800, leads) or None; profiles: of BeatProfiles, (records, BINS, leads) each,
+    empty where they were not asked for.
     """
     scores: np.ndarray
     maps: np.ndarray | None
@@ -60,7 +61,8 @@ class Scores:
 
 @torch.inference_mode()
 def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: int, device: torch.device, split: str,
-                with_maps: bool = False, beats_per_record: int | None = None, amp: str = "off") -> Scores:
+                with_maps: bool = False, beats_per_record: int | None = None, amp: str = "off",
+                with_profiles: bool = False) -> Scores:
     """Score the records of a split under one of PLAIN_PROTOCOLS.
 
     signals: (records, 5000, leads), memory-mapped, or a tensor on the device; r_peaks: of every record;
@@ -74,7 +76,8 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
     masks = [mask.to(device) for mask in scoring_masks(protocol, mask_ratio)]
     scores = torch.zeros(len(signals), device=device)
     maps = np.zeros((len(signals), GLOBAL_LENGTH, signals.shape[2]), dtype=np.float32) if with_maps else None
-    profiles = {name: torch.zeros(len(signals), BINS, signals.shape[2], device=device) for name in PROFILES}
+    profiles = {name: torch.zeros(len(signals), BINS, signals.shape[2], device=device)
+                for name in PROFILES * with_profiles}
     was_training = model.training
     torch.backends.cudnn.benchmark = False          # batches of many sizes: a search for algorithms would not pay
     fused = FusedMCF(model.eval(), torch.bfloat16 if amp == "bf16" else torch.float32)
@@ -86,7 +89,7 @@ def score_split(model: MCF, signals, r_peaks: list, protocol: str, mask_ratio: i
         if protocol != "paper":
             records = normalize_records(records, fused.lead_scale)
         scores[some], found, of_beats = score_records(fused, records, beats[some], masks, protocol, with_maps,
-                                                      beats_at_once)
+                                                      beats_at_once, with_profiles)
         for name, profile in of_beats.items():
             profiles[name][some] = profile
         if with_maps:
@@ -146,7 +149,7 @@ def thin_out(positions: np.ndarray, count: int | None) -> np.ndarray:
 
 
 def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: list, protocol: str,
-                  with_maps: bool, beats_at_once: int) -> tuple:
+                  with_maps: bool, beats_at_once: int, with_profiles: bool) -> tuple:
     """Score a handful of records: (scores (R,), unsmoothed maps (R, 4800, leads) or None, profiles), on the device.
 
     records: (R, 5000, leads) as the network shall see them; beats: R-peak positions of each; masks: global (P, 4800)
@@ -161,7 +164,7 @@ def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: li
     number = send(np.array([len(found) for found in beats]), device)            # beats of each record
     scores = torch.zeros(len(beats), device=device)
     maps = RestorationMaps(records, len(masks[0]), protocol) if with_maps else None
-    profiles = BeatProfiles(records)
+    profiles = BeatProfiles(records) if with_profiles else None
     for global_mask, local_mask in zip(*masks):
         global_tokens = model.encode_global(mask_out(ecg, global_mask))
         for owner, position in zip(owners.tensor_split(chunks), positions.tensor_split(chunks)):
@@ -170,11 +173,12 @@ def score_records(model: FusedMCF, records: torch.Tensor, beats: list, masks: li
                                     trend_begun[owner])
             errors = restoration_errors(outputs, ecg[owner], beat)
             scores.index_add_(0, owner, sum(error.mean(dim=(1, 2)) for error in errors))
-            profiles.add(outputs[1][0] - beat, local_mask, errors[1], owner)
+            if with_profiles:
+                profiles.add(outputs[1][0] - beat, local_mask, errors[1], owner)
             if with_maps:
                 maps.add(errors, owner, position)
     return (scores / (number * len(masks[0])), maps.combine(number) if with_maps else None,
-            profiles.combine(number, len(masks[0])))
+            profiles.combine(number, len(masks[0])) if with_profiles else {})
 
 
 def smooth_maps(maps: torch.Tensor) -> torch.Tensor:

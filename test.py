@@ -93,14 +93,15 @@ def known_facts(facts: dict) -> dict:
     return {"epoch": facts.get("epoch"), "config": config, "history": history}
 
 
-def run_passes(model: MCF, passes: str, splits: dict, arguments, device) -> tuple:
+def run_passes(model: MCF, passes: str, splits: dict, with_profiles: bool, arguments, device) -> tuple:
     """What a protocol's passes say of each split, {name: scoring.Scores}, and their seconds, {name: seconds}."""
     found, seconds = {}, {}
     for name, split in splits.items():
         started = time.perf_counter()
         signals = split.signals if model.lead_scale is None else split.require_millivolts()
         found[name] = scoring.score_split(model, signals, split.r_peaks, passes, arguments.mask_ratio, device, name,
-                                          with_maps=name == "benchmark", amp=arguments.amp)
+                                          with_maps=name == "benchmark", amp=arguments.amp,
+                                          with_profiles=with_profiles)
         seconds[name] = time.perf_counter() - started
     return found, seconds
 
@@ -110,11 +111,13 @@ def calibrate(fitted: dict, found: dict, seconds: dict, splits: dict) -> tuple:
     judged, taken = {}, {}
     for name, split in splits.items():
         started, signals = time.perf_counter(), split.millivolts()
+        if signals is None:
+            print(f"calibrated leaves amplitude out on {SIGNAL_FILES[name]}: nothing beside it tells the mV")
         scores = calibration.score_records(fitted, calibration.features(found[name].profiles, signals))
         maps = found[name].maps
         if maps is not None:
             maps = calibration.unusual_maps(fitted, maps, scoring.beat_phases(split.r_peaks), scores)
-        judged[name] = replace(found[name], scores=reference.hold_out(fitted, split.signals, scores), maps=maps)
+        judged[name] = replace(found[name], scores=reference.hold_out(fitted, name, split.signals, scores), maps=maps)
         taken[name] = seconds[name] + time.perf_counter() - started
     return judged, taken
 
@@ -171,10 +174,12 @@ def score_checkpoint(arguments, loaded: tuple, splits: dict, benchmark, trivial:
     model, fitted, checkpoint = loaded
     model.to(device).eval()
     entries, columns, maps, passed = {}, {}, {}, {}
-    for protocol in reference.choose_protocols(arguments.protocol, model, fitted):
+    protocols = reference.choose_protocols(arguments.protocol, model, fitted)
+    for protocol in protocols:
         passes = scoring.PASSES[protocol]
         if passes not in passed:                    # clean and calibrated share theirs
-            passed[passes] = run_passes(model, passes, splits, arguments, device)
+            with_profiles = passes == "clean" and "calibrated" in protocols
+            passed[passes] = run_passes(model, passes, splits, with_profiles, arguments, device)
         found, seconds = passed[passes]
         if protocol == "calibrated":
             found, seconds = calibrate(fitted, found, seconds, splits)

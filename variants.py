@@ -149,7 +149,7 @@ def compare_scores(arguments):
     normal = np.flatnonzero(labels == 0)
     for ratio in (15, 30):                          # 30 comes last and is what all else uses
         scored = scoring.score_split(model, signals, r_peaks, "clean", ratio, CPU, "val", amp="bf16",
-                                     beats_per_record=BEATS_SCORED)
+                                     beats_per_record=BEATS_SCORED, with_profiles=True)
         print(f"published sum, {len(scoring_masks('clean', ratio)[0])} passes: {auroc(labels, scored.scores):.4f}",
               flush=True)
     found = calibration.features(scored.profiles, signals)
@@ -220,7 +220,8 @@ def compare_maps(arguments):
     rows = np.sort(np.r_[rng.permutation(np.flatnonzero(suspect & (labels == 1)))[:SUSPECTS],
                          rng.permutation(np.flatnonzero(~suspect & (labels == 0)))[:HEALTHY]])
     peaks, block = [r_peaks[row] for row in rows], read_rows(signals, rows, SIGNAL_FILES["val"])
-    scored = scoring.score_split(model, block, peaks, "clean", 30, CPU, "val", with_maps=True, amp="bf16")
+    scored = scoring.score_split(model, block, peaks, "clean", 30, CPU, "val", with_maps=True, amp="bf16",
+                                 with_profiles=True)
     healthy, phases = labels[rows] == 0, scoring.beat_phases(peaks)
     usual = calibration.UsualErrors(12)
     usual.add(scored.maps[healthy], phases[healthy])

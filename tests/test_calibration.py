@@ -24,7 +24,8 @@ def test_profiles_are_the_plain_loops(model, simulated):
     """Over beats and masks one at a time, with the plain network: the same residuals and errors at each place."""
     signals, r_peaks = open_signals(simulated, "test", 12), load_r_peaks(simulated, "test", open_signals(
         simulated, "test", 12))
-    found = scoring.score_split(model, np.array(signals[:2]), r_peaks[:2], "clean", 30, CPU, "test", beats_per_record=2)
+    found = scoring.score_split(model, np.array(signals[:2]), r_peaks[:2], "clean", 30, CPU, "test", beats_per_record=2,
+                                with_profiles=True)
     for row in range(2):
         record = normalize_records(torch.tensor(np.array(signals[row:row + 1])))
         ecg, beats = crop_global(record), scoring.thin_out(scoring.valid_beats(r_peaks[row])[0], 2)
@@ -147,7 +148,7 @@ def place(simulated, tmp_path_factory):
 
 
 def test_calibration_travels_in_the_checkpoint(place, tmp_path):
-    """reference.py adds it, in half precision; test.py reports it as a third protocol, at clean's cost."""
+    """reference.py adds it, in half precision; test.py reports it as a third protocol."""
     model, facts = load_checkpoint(place / "model.pt")
     assert len(facts["fold9_normals"]["calibrated"]) == 30 and all(
         value.dtype == torch.float16 for value in torch.load(place / "model.pt", weights_only=True)[
@@ -158,7 +159,6 @@ def test_calibration_travels_in_the_checkpoint(place, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     scores = pd.read_csv(tmp_path / "detection_scores.csv")
     assert {"paper", "clean", "calibrated"} <= set(results) and len(results["maps"]) == 3
-    assert results["calibrated"]["seconds"]["detection"] < 1.1 * results["clean"]["seconds"]["detection"]
     gains = results["calibrated"]["beyond_clean"]
     for name, number in (("detection", "detection_auroc"), ("localization_pooled", "localization_auroc_pooled")):
         assert gains[name]["value"] == pytest.approx(results["calibrated"][number] - results["clean"][number])
@@ -171,10 +171,13 @@ def test_a_calibration_of_anyone(place):
     """Damaged, of another mask ratio, or absent: named and skipped, never half used."""
     _, facts = load_checkpoint(place / "model.pt")
     assert reference.read_calibration("a.pt", facts, 30, 12, "all")
+    parts = facts["calibration"]["parts"]
+    negative = facts["calibration"] | {"parts": parts | {"error": parts["error"] | {
+        "precision": -parts["error"]["precision"]}}}
     for held, ratio in ((None, 30), ({}, 30), (facts["calibration"], 20), ("x", 30),
                         (facts["calibration"] | {"map_mean": torch.zeros(3)}, 30),
                         (facts["calibration"] | {"map_deviation": torch.zeros(scoring.BINS, 12)}, 30),
-                        (facts["calibration"] | {"parts": {"residual": 1}}, 30)):
+                        (facts["calibration"] | {"parts": {"residual": 1}}, 30), (negative, 30)):
         assert reference.read_calibration("a.pt", {"calibration": held}, ratio, 12, "all") is None
     with pytest.raises(UserError, match="reference.py"):
         reference.choose_protocols("calibrated", MCF(hidden=2), None)

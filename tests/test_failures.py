@@ -45,7 +45,7 @@ def test_scoring_with_little_memory(monkeypatch, capsys, protocol, records, beat
     np.testing.assert_allclose(found.scores, whole.scores, rtol=1e-5)
     np.testing.assert_allclose(found.maps, whole.maps, rtol=1e-4, atol=1e-6)
     assert "out of GPU memory: going on with" in capsys.readouterr().out
-    monkeypatch.setattr(scoring, "score_records", lambda *arguments: short_of_memory(*arguments[:6], 99))
+    monkeypatch.setattr(scoring, "score_records", lambda *arguments: short_of_memory(*arguments[:6], 99, False))
     with pytest.raises(UserError, match="--device cpu"):
         score()
 
