@@ -172,7 +172,8 @@ def draw_localization(example: Example, output: Path, name: str, window: tuple |
                            *(marks if example.truth.any() else ())],
                   loc="lower left", bbox_to_anchor=(8 / width, 2 / height), ncols=2, borderpad=0, borderaxespad=0)
     bar = place(width - 60, 7, 50, 3)
-    figure.colorbar(colours, cax=bar, orientation="horizontal", extend="max" if low == 0 else "both").outline.set_linewidth(0.5)
+    beyond = "max" if low == 0 else "both"
+    figure.colorbar(colours, cax=bar, orientation="horizontal", extend=beyond).outline.set_linewidth(0.5)
     bar.tick_params(length=2, pad=1.5)
     bar.xaxis.set_major_locator(MaxNLocator(5))
     figure.text(1 - 62 / width, 8.5 / height, "anomaly score", ha="right", va="center")

@@ -138,3 +138,13 @@ def test_what_is_printed(table, benchmark, capsys):
         line, = (line for line in lines if line.startswith(f"{name}: {value['value']:.4f}"))
         assert " beyond noise" in line and line.endswith(("better", "NOT A RESULT", "too few records to say"))
     assert "within P points: -;" in lines
+
+
+def test_average_of_runs_with_different_protocols():
+    """Of checkpoints of which one has no calibration, what all have is averaged."""
+    def run(value, *protocols):
+        estimate = {"value": value, "low": None, "high": None}
+        return {name: {"detection": {"auroc": estimate}, "localization": None} for name in protocols}
+    for runs in ([run(0.7, "clean", "calibrated"), run(0.9, "clean")], [run(0.9, "clean"), run(0.7, "clean", "paper")]):
+        averaged = evaluation.average_runs(runs)
+        assert set(averaged) == {"clean"} and averaged["clean"]["detection"]["mean"] == pytest.approx(0.8)
