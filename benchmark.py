@@ -8,6 +8,7 @@ On generated arrays of real shape and random weights, all in one run, fast and p
     training     forward, backward and update of a batch of 32, against the published layers (Conv1d), eager, float32
     detection    against one beat and one mask at a time (tests/plain.py); the scores must agree within 1e-4
     localization the same, with maps
+    calibrated   detection and localization under that protocol, against clean: what judging the errors costs
     filter       of a record's twelve leads, against HeartPy's calls lead by lead
 Prints a table and writes benchmark.json: medians, least and most of the repeats, ratios of medians, and arithmetic
 (counted by torch) per second over that of a large matrix product on the same device.
@@ -29,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.append(str(Path(__file__).resolve().parent / "tests"))
 import plain  # noqa: E402
 
+import calibration  # noqa: E402
 import scoring  # noqa: E402
 from dataloader import draw_masks, make_batch  # noqa: E402
 from model import MCF  # noqa: E402
@@ -198,6 +200,31 @@ def benchmark_scoring(device: torch.device, repeats: int, peaks: dict, with_maps
             "peak_share": {amp: operations / seconds[amp]["median"] / peaks[amp] for amp in PRECISIONS}}
 
 
+def benchmark_calibration(device: torch.device, repeats: int, quick: bool) -> dict:
+    """Seconds a record, with maps, under clean and under calibrated, which shares its passes; "cost" is their ratio."""
+    torch.manual_seed(0)
+    model = MCF().to(device).eval()
+    many = 512 if device.type == "cuda" else 2 if quick else 16
+    signals, r_peaks = generate_records(many)
+    rng = np.random.default_rng(0)
+    sizes = {"residual": scoring.BINS, "error": calibration.PLACES, "amplitude": 3}
+    fitted, _ = calibration.fit({part: rng.normal(size=(400, size * model.leads)) for part, size in sizes.items()},
+                                calibration.UsualErrors(model.leads))
+
+    def run_clean(with_profiles=False):
+        return scoring.score_split(model, signals, r_peaks, "clean", 30, device, "test", True,
+                                   with_profiles=with_profiles)
+
+    def run_calibrated():
+        found = run_clean(with_profiles=True)
+        scores = calibration.score_records(fitted, calibration.features(found.profiles, signals))
+        return calibration.unusual_maps(fitted, found.maps, scoring.beat_phases(r_peaks), scores)
+
+    seconds = take_turns({"clean": run_clean, "calibrated": run_calibrated}, repeats, device)
+    return {"seconds": seconds, "records": many,
+            "cost": seconds["calibrated"]["median"] / seconds["clean"]["median"]}
+
+
 def benchmark_filter(repeats: int) -> dict | None:
     """Seconds of filtering a record, against HeartPy's calls for every lead; None where HeartPy is not installed."""
     try:
@@ -255,6 +282,7 @@ def print_report(found: dict):
               + f"{found['preprocess_speedup']:>21.2f}x")
     else:
         print("filter: not measured, HeartPy is not installed")
+    print(f"calibrated costs {found['calibrated']['cost']:.3f} times what clean costs")
     print(f"a large matrix product: {found['peak_gflops']['off']:.0f} GFLOP/s in float32, "
           f"{found['peak_gflops']['bf16']:.0f} in bf16; peak memory {found['peak_memory_gb']:.2f} GB")
 
@@ -271,6 +299,7 @@ def main():
     found = {"training": benchmark_training(device, repeats, peaks),
              "detection": benchmark_scoring(device, repeats, peaks, False, arguments.quick),
              "localization": benchmark_scoring(device, repeats, peaks, True, arguments.quick),
+             "calibrated": benchmark_calibration(device, repeats, arguments.quick),
              "filter": benchmark_filter(repeats)}
     headline = "bf16" if device.type == "cuda" else "off"       # the precision that such a device is used with
     found |= {"train_speedup": found["training"]["speedup"][headline],

@@ -147,4 +147,4 @@ def test_average_of_runs_with_different_protocols():
         return {name: {"detection": {"auroc": estimate}, "localization": None} for name in protocols}
     for runs in ([run(0.7, "clean", "calibrated"), run(0.9, "clean")], [run(0.9, "clean"), run(0.7, "clean", "paper")]):
         averaged = evaluation.average_runs(runs)
-        assert set(averaged) == {"clean"} and averaged["clean"]["detection"]["mean"] == pytest.approx(0.8)
+        assert set(averaged) == {"clean"} and averaged["clean"]["detection_auroc"]["mean"] == pytest.approx(0.8)

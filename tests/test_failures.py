@@ -149,7 +149,8 @@ def falling(place, monkeypatch):
     arrays.save_r_peaks(place / "data" / "val_r_peaks.npz", [np.arange(300, 4300, 400)] * 6, arrays.fingerprint(made))
     monkeypatch.setattr(train, "train_epoch", epoch_without_steps)
     monkeypatch.setattr(train.Validation, "auroc", lambda _, model, epoch: 1 / epoch)
-    monkeypatch.setattr(train.reference, "score_normals", lambda *_: {"paper": [0.5], "clean": [0.25]})
+    monkeypatch.setattr(train.reference, "learn_normals", lambda *_: {
+        "fold9_normals": {"paper": [0.5], "clean": [0.25]}})
     return place / "run" / "model.pt"
 
 
