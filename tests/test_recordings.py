@@ -316,7 +316,7 @@ def test_brightest_window():
 
 
 @pytest.mark.parametrize("held, config, message", [
-    (None, {}, "holds no scores"), ([1.0], {}, "not lists"), ({"paper": [1.0]}, {}, "not lists"),
+    (None, {}, "holds no scores"), ([1.0], {}, "not lists"), ({}, {}, "not lists"),
     ({"paper": [1.0], "clean": []}, {}, "not lists"), ({"paper": [1.0], "clean": [float("nan")]}, {}, "not lists"),
     ({"paper": [1.0], "clean": [10 ** 400]}, {}, "not lists"), ({"paper": [1.0], "clean": ["1"]}, {}, "not lists"),
     ({"paper": [1.0], "clean": [True]}, {}, "not lists"), ({"paper": [1.0], "clean": torch.ones(1)}, {}, "not lists"),
