@@ -165,10 +165,10 @@ def print_rows(rows: list, windows: list, protocols: tuple, note: str):
     """Print the table, and what limits it. note: of reference.read_normals."""
     width = max(10, *(len(row["record"]) for row in rows)) + 2
     print(f"\n{'record':<{width}}{'window (s)':<16}{'beats':>6}"
-          + "".join(f"{f'{protocol} score':>14}{'percentile':>12}" for protocol in protocols))
+          + "".join(f"{f'{protocol} score':>18}{'percentile':>12}" for protocol in protocols))
     for row, window in zip(rows, windows):
         print(f"{row['record']:<{width}}{window.span():<16}{row['beats']:>6}"
-              + "".join(f"{row[f'{protocol}_score']:>14.4f}{show_percentile(row[f'{protocol}_percentile']):>12}"
+              + "".join(f"{row[f'{protocol}_score']:>18.4f}{show_percentile(row[f'{protocol}_percentile']):>12}"
                         for protocol in protocols))
     if any(rows[0][f"{protocol}_percentile"] != "" for protocol in protocols):
         print("percentile: so many percent of the normals of fold 9 score lower")
