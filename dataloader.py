@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import parallel
-from arrays import SIGNAL_FILES, load_npy, read_rows, signal_path
+from ecg.arrays import SIGNAL_FILES, load_npy, read_rows, signal_path
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, compute_trend, scale_minmax
 from utils import UserError
 

@@ -27,11 +27,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-import arrays
-import download
-import ludb
-import ptbxl
-import signals
+from ecg import arrays
+from ecg import download
+from ecg import ludb
+from ecg import ptbxl
+from ecg import signals
 from utils import UserError, git_commit, run, unwritable, usable_cores, versions
 
 MOST_WORKERS = 10                                      # by default: 0.12 GB each, less than 1.5 GB in all

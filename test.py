@@ -18,19 +18,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import baselines
+from evaluation import trivial
 import calibration
-import evaluation
+from evaluation import numbers
 import parallel
-import recordings
-import reference
-import report
-import scoring
-from arrays import (SIGNAL_FILES, VALIDATION_FOLD, details_path, iterate_rows, load_details, load_r_peaks, load_records,
+from evaluation import recordings
+from scoring import percentiles
+from evaluation import report
+from scoring import passes
+from ecg.arrays import (SIGNAL_FILES, VALIDATION_FOLD, details_path, iterate_rows, load_details, load_r_peaks, load_records,
                     open_signals, read_rows, signal_path)
 from dataloader import crop_global
 from model import HISTORY, MCF, load_checkpoint
-from splits import Split, describe_data, identity_of, load_split, load_splits, open_benchmark
+from numbers.splits import Split, describe_data, identity_of, load_split, load_splits, open_benchmark
 from utils import (UserError, add_published_flags, check_published_flags, choose_device, git_commit,
                    require_writable, run, save_json, sha256_of, versions)
 
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     published.add_argument("--load_path", nargs="+", default=["./ckpt/mymodel.pt"],
                            help="checkpoint, or several of them (default ./ckpt/mymodel.pt)")
     reporting = parser.add_argument_group("report")
-    reporting.add_argument("--protocol", choices=(*scoring.PROTOCOLS, "both", "all"), default="all", help="which "
+    reporting.add_argument("--protocol", choices=(*passes.PROTOCOLS, "both", "all"), default="all", help="which "
                            "evaluation; both: paper and clean (default %(default)s)")
     reporting.add_argument("--output_dir", help="folder of the report (default results/, or that of --from_results)")
     reporting.add_argument("--save_maps", type=int, choices=(0, 1), default=0,
@@ -75,7 +75,7 @@ def load_model(arguments, path) -> tuple:
         if getattr(arguments, flag) != held:
             raise UserError(f"{path} was trained with --{flag} {held}, not {getattr(arguments, flag)}; "
                             f"set --{flag} {held}, or name another checkpoint")
-    fitted = reference.read_calibration(path, facts, arguments.mask_ratio, model.leads, arguments.protocol)
+    fitted = percentiles.read_calibration(path, facts, arguments.mask_ratio, model.leads, arguments.protocol)
     return model, fitted, {"path": str(path), "sha256": sha256_of(path), **known_facts(facts)}
 
 
@@ -94,12 +94,12 @@ def known_facts(facts: dict) -> dict:
 
 
 def run_passes(model: MCF, passes: str, splits: dict, with_profiles: bool, arguments, device) -> tuple:
-    """What a protocol's passes say of each split, {name: scoring.Scores}, and their seconds, {name: seconds}."""
+    """What a protocol's passes say of each split, {name: passes.Scores}, and their seconds, {name: seconds}."""
     found, seconds = {}, {}
     for name, split in splits.items():
         started = time.perf_counter()
         signals = split.signals if model.lead_scale is None else split.require_millivolts()
-        found[name] = scoring.score_split(model, signals, split.r_peaks, passes, arguments.mask_ratio, device, name,
+        found[name] = passes.score_split(model, signals, split.r_peaks, passes, arguments.mask_ratio, device, name,
                                           with_maps=name == "benchmark", amp=arguments.amp,
                                           with_profiles=with_profiles)
         seconds[name] = time.perf_counter() - started
@@ -116,8 +116,8 @@ def calibrate(fitted: dict, found: dict, seconds: dict, splits: dict) -> tuple:
         scores = calibration.score_records(fitted, calibration.features(found[name].profiles, signals))
         maps = found[name].maps
         if maps is not None:
-            maps = calibration.unusual_maps(fitted, maps, scoring.beat_phases(split.r_peaks), scores)
-        judged[name] = replace(found[name], scores=reference.hold_out(fitted, name, split.signals, scores), maps=maps)
+            maps = calibration.unusual_maps(fitted, maps, passes.beat_phases(split.r_peaks), scores)
+        judged[name] = replace(found[name], scores=percentiles.hold_out(fitted, name, split.signals, scores), maps=maps)
         taken[name] = seconds[name] + time.perf_counter() - started
     return judged, taken
 
@@ -143,12 +143,12 @@ def describe_scores(found: dict, seconds: dict, splits: dict) -> dict:
 def score_baselines(arguments, splits: dict) -> dict:
     """The columns of the trivial scores, {name: one array a split of records}."""
     of_records = [split for split in splits.values() if split.name != "benchmark"]
-    found = [baselines.detection_baselines(split.rows(), split.r_peaks) for split in of_records]
+    found = [trivial.detection_baselines(split.rows(), split.r_peaks) for split in of_records]
     columns = {name: [part[name] for part in found] for name in found[0]}
     if (fitted := fit_median_beats(arguments)) is not None:
-        columns[baselines.MEDIAN_BEAT] = [baselines.score_median_beats(fitted, split.rows(), split.r_peaks)
+        columns[trivial.MEDIAN_BEAT] = [trivial.score_median_beats(fitted, split.rows(), split.r_peaks)
                                           for split in of_records]
-    return {evaluation.TRIVIAL + name: parts for name, parts in columns.items()}
+    return {numbers.TRIVIAL + name: parts for name, parts in columns.items()}
 
 
 def fit_median_beats(arguments):
@@ -159,12 +159,12 @@ def fit_median_beats(arguments):
         scale = load_details(arguments.data_path, "train", normals)
         records = load_records(arguments.data_path, "train", normals)
         rows = np.arange(len(normals)) if records is None else np.flatnonzero(records["fold"] != VALIDATION_FOLD)
-        if scale is not None and len(rows) > baselines.COMPONENTS:
+        if scale is not None and len(rows) > trivial.COMPONENTS:
             r_peaks = load_r_peaks(arguments.data_path, "train", normals)
-            return baselines.fit_median_beats(iterate_rows(normals, SIGNAL_FILES["train"], rows), scale, r_peaks, rows)
+            return trivial.fit_median_beats(iterate_rows(normals, SIGNAL_FILES["train"], rows), scale, r_peaks, rows)
         reason = (f"no {details_path('', 'train')}, their scale in mV," if scale is None else
                   f"too few records in {SIGNAL_FILES['train']}")
-    print(f"the baseline '{baselines.MEDIAN_BEAT}' is skipped: {reason} in {arguments.data_path}; make the arrays with "
+    print(f"the baseline '{trivial.MEDIAN_BEAT}' is skipped: {reason} in {arguments.data_path}; make the arrays with "
           "preprocess.py.")
     return None
 
@@ -174,9 +174,9 @@ def score_checkpoint(arguments, loaded: tuple, splits: dict, benchmark, trivial:
     model, fitted, checkpoint = loaded
     model.to(device).eval()
     entries, columns, maps, passed = {}, {}, {}, {}
-    protocols = reference.choose_protocols(arguments.protocol, model, fitted)
+    protocols = percentiles.choose_protocols(arguments.protocol, model, fitted)
     for protocol in protocols:
-        passes = scoring.PASSES[protocol]
+        passes = passes.PASSES[protocol]
         if passes not in passed:                    # clean and calibrated share theirs
             with_profiles = passes == "clean" and "calibrated" in protocols
             passed[passes] = run_passes(model, passes, splits, with_profiles, arguments, device)
@@ -194,7 +194,7 @@ def score_checkpoint(arguments, loaded: tuple, splits: dict, benchmark, trivial:
     examples = None
     if maps and (arguments.save_maps or arguments.figures):
         protocol = list(maps)[-1]
-        if rows := evaluation.choose_examples(benchmark, maps[protocol]):
+        if rows := numbers.choose_examples(benchmark, maps[protocol]):
             places = [row for row, *_ in rows]
             examples = {"protocol": protocol, "rows": rows, "maps": maps[protocol][places], "restored":
                         restore_examples(model, splits["benchmark"], places, protocol, arguments, device)}
@@ -205,7 +205,7 @@ def score_checkpoint(arguments, loaded: tuple, splits: dict, benchmark, trivial:
 def restore_examples(model: MCF, split: Split, rows: list, protocol: str, arguments, device) -> np.ndarray:
     """The rows of the benchmark that are drawn, as the network restores them: (rows, 4800, leads)."""
     signals = split.signals if model.lead_scale is None else split.require_millivolts()
-    restored = scoring.restore_records(model, read_rows(signals, np.array(rows), SIGNAL_FILES[split.name]),
+    restored = passes.restore_records(model, read_rows(signals, np.array(rows), SIGNAL_FILES[split.name]),
                                        [split.r_peaks[row] for row in rows], protocol, arguments.mask_ratio, device)
     if model.lead_scale is not None:                # to the unit of benchmark_data.npy: the figures undo it
         low, high = (split.details[name][rows][:, None] for name in ("low", "high"))
@@ -220,10 +220,10 @@ def make_report(arguments, table: dict, entries: dict, split: Split | None, benc
     entries: {protocol: its counts and seconds}; maps: {protocol: (records, 4800, leads)}; examples: of write_report;
     earlier: results.json whose localization numbers are kept, as no maps tell them any more.
     """
-    rivals = baselines.localization_baselines(split.rows(), split.r_peaks) if maps else {}
-    found, of_baselines = evaluation.evaluate(table, list(entries), benchmark if maps else None, maps, rivals)
+    rivals = trivial.localization_baselines(split.rows(), split.r_peaks) if maps else {}
+    found, of_baselines = numbers.evaluate(table, list(entries), benchmark if maps else None, maps, rivals)
     if earlier:
-        evaluation.keep_localization(found, of_baselines, earlier)
+        numbers.keep_localization(found, of_baselines, earlier)
     entries = {protocol: {**found[protocol], **facts} for protocol, facts in entries.items()}
     output = Path(arguments.output_dir)
     report.write_report(output, {**entries, "baselines": of_baselines, **about}, table,
@@ -241,7 +241,7 @@ def report_again(arguments, folder: Path) -> dict:
     """--from_results: the report of one checkpoint's saved scores, as it would be made today. Raises UserError."""
     results = report.read_results(folder)
     table = report.read_table(folder, results.get("scores"))
-    protocols = [name for name in scoring.PROTOCOLS if name in results]
+    protocols = [name for name in passes.PROTOCOLS if name in results]
     split, benchmark, maps = None, None, {}
     if results["maps"] or (arguments.figures and results["examples"]):
         split = load_split(arguments, "benchmark")
@@ -278,7 +278,7 @@ def report_all_again(arguments):
 
 def report_average(output: Path, names: list, runs: list, about: dict):
     """Print and write the mean and standard deviation over several checkpoints, in place of any earlier report."""
-    averaged = evaluation.average_runs(runs)
+    averaged = numbers.average_runs(runs)
     report.print_average(averaged, len(runs))
     save_json(output / report.RESULTS_FILE, {"runs": names, "mean": averaged, **about})
     report.remove_stale(output, {output / report.RESULTS_FILE})

@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 import parallel
-import reference
-import scoring
-from arrays import (SIGNAL_FILES, VALIDATION_FOLD, details_path, fingerprint, load_details, load_r_peaks, load_records,
+from scoring import percentiles
+from scoring import passes
+from ecg.arrays import (SIGNAL_FILES, VALIDATION_FOLD, details_path, fingerprint, load_details, load_r_peaks, load_records,
                     open_labels, open_signals, signal_path)
 from dataloader import TrainingBatches, hold, measure_lead_scale
 from model import HISTORY, MCF, forward_loss, load_checkpoint, save_checkpoint, weights_are_finite
@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     published.add_argument("--save_model", type=int, choices=(0, 1), default=1, help="write checkpoints (default 1)")
     published.add_argument("--save_path", default="./ckpt/mymodel_new.pt", help="checkpoint (default %(default)s)")
     method = parser.add_argument_group("method")
-    method.add_argument("--protocol", choices=scoring.PLAIN_PROTOCOLS, help="paper: train on the normals of folds "
+    method.add_argument("--protocol", choices=passes.PLAIN_PROTOCOLS, help="paper: train on the normals of folds "
                         "1-9; clean: of folds 1-8 (default: clean where the folds are known, else paper)")
     method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, "
                         "the last, or the best on the test set as the authors did, which is optimistic (default: val "
@@ -214,11 +214,11 @@ class Validation:
         due = epoch % self.arguments.val_every == 0 or epoch == self.arguments.epochs
         if not (self.split and due):
             return None
-        protocol = scoring.protocols_for(model, (self.arguments.protocol, "clean"))[0]
-        found = scoring.score_split(model, self.signals, self.r_peaks, protocol, self.arguments.mask_ratio, self.device,
+        protocol = passes.protocols_for(model, (self.arguments.protocol, "clean"))[0]
+        found = passes.score_split(model, self.signals, self.r_peaks, protocol, self.arguments.mask_ratio, self.device,
                                     self.split,
                                     beats_per_record=self.arguments.val_beats or None, amp=self.arguments.amp)
-        return scoring.detection_auroc(self.labels, found.scores)
+        return passes.detection_auroc(self.labels, found.scores)
 
 
 def complete(config: dict) -> dict:
@@ -318,7 +318,7 @@ def train(arguments):
     with parallel.one_after_the_first():                            # R peaks are found once, if they have to be
         r_peaks = load_r_peaks(arguments.data_path, "train", signals)
         validation = Validation(arguments, device)
-        normals = reference.open_normals_of_run(arguments)
+        normals = percentiles.open_normals_of_run(arguments)
     lead_scale, details = choose_lead_scale(signals, rows, arguments)
     batches = TrainingBatches(signals, rows, r_peaks, arguments, device, lead_scale, details)
     torch.manual_seed(arguments.seed)
@@ -352,7 +352,7 @@ def train(arguments):
     if arguments.save_model:
         print(f"checkpoint: {arguments.save_path}\nscore it with: python test.py --data_path {arguments.data_path} "
               f"--load_model 1 --load_path {arguments.save_path}")
-    reference.add_normals(arguments, state.config, normals, device)
+    percentiles.add_normals(arguments, state.config, normals, device)
 
 
 def run_epochs(model: MCF, step: TrainingStep, batches: TrainingBatches, validation: Validation, state: Run, done: int):

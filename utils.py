@@ -32,6 +32,20 @@ def run(main):
         sys.exit(130)
 
 
+def scale_minmax(x, low, high):
+    """Min-max to [-1, 1] of x between low and high, numpy or torch; 0 where both are equal, instead of 0 / 0.
+
+    The one home of the paper's normalisation: records, beats and the trend differ in what low and high are taken over.
+    """
+    flat = high == low
+    return (2 * (x - low) / (high - low + flat) - 1) * ~flat
+
+
+def undo_minmax(x, low, high):
+    """What scale_minmax made x of."""
+    return (x + 1) / 2 * (high - low) + low
+
+
 def unwritable(path, error: OSError) -> UserError:
     """The sentence for a file or folder that cannot be written."""
     reason = error.strerror or str(error)           # numpy raises OSError without an error number on a full disk

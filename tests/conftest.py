@@ -1,8 +1,14 @@
 """What several test files share: weights by the reference's rule, simulated arrays, and a way to run the scripts."""
+import contextlib
+import importlib
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +18,41 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
+import utils  # noqa: E402
+
 torch.set_num_threads(2)
 
 
-def run_script(script, *arguments, cwd=None, **environment):
-    """Run a script of the repository as a user does; returns the finished process with its text."""
-    import os
-    return subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, capture_output=True,
-                          text=True, env={**os.environ, **environment}, timeout=600)
+@dataclass
+class Finished:
+    """What a script left: its exit status and what it printed."""
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_script(script, *arguments, cwd=None):
+    """Run a script ("train.py", "tools/synthetic.py") in this process as a user would; returns a Finished.
+
+    A process of its own costs three CPU seconds; a test that needs one (signals, kills, torchrun) starts it itself.
+    """
+    name = script.removesuffix(".py").replace("/", ".")
+    out, err, handler = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    before, threads = Path.cwd(), torch.get_num_threads()
+    status = 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        try:
+            if cwd:
+                os.chdir(cwd)
+            utils.run(importlib.import_module(name).main)
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        finally:
+            os.chdir(before)
+            signal.signal(signal.SIGTERM, handler)
+            torch.set_num_threads(threads)
+    return Finished(status, out.getvalue(), err.getvalue())
 
 
 def seeded_weights(shapes):
@@ -90,7 +123,7 @@ def simulated(tmp_path_factory):
     """A folder of arrays made from 60 simulated records by synthetic.py and preprocess.py."""
     folder = tmp_path_factory.mktemp("simulated")
     for script, arguments in (
-            ("synthetic.py", ("--out", folder / "ptb-xl", "--records", 60)),
+            ("tools/synthetic.py", ("--out", folder / "ptb-xl", "--records", 60)),
             ("preprocess.py", ("--ptbxl_path", folder / "ptb-xl", "--data_path", folder / "data", "--benchmark_truth",
                                folder / "ptb-xl" / "localization_truth.npz", "--workers", 2))):
         finished = run_script(script, *arguments)
@@ -109,7 +142,7 @@ def reference():
 @pytest.fixture(scope="session")
 def reference_records(reference, tmp_path_factory):
     """The reference's records at 500 Hz as read_record gives them: {ecg_id: (5000, 12) mV}."""
-    from signals import read_record
+    from ecg.signals import read_record
     folder = tmp_path_factory.mktemp("recordings")
     subprocess.run([sys.executable, SHARED / "data" / "unpack.py", folder, "ptbxl500"], check=True, capture_output=True)
     ecg_ids = json.loads((reference / "r_peaks.json").read_text())

@@ -12,8 +12,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import parallel  # noqa: E402
-import scoring  # noqa: E402
-from arrays import load_r_peaks, open_signals  # noqa: E402
+from scoring import passes  # noqa: E402
+from ecg.arrays import load_r_peaks, open_signals  # noqa: E402
 from dataloader import TrainingBatches  # noqa: E402
 from model import load_checkpoint  # noqa: E402
 from train import TrainingStep  # noqa: E402
@@ -24,10 +24,10 @@ device = torch.device("cpu")
 parallel.start(device)
 model, _ = load_checkpoint(checkpoint)
 model.eval()
-scoring.RECORDS_AT_ONCE = {"cpu": 2}
+passes.RECORDS_AT_ONCE = {"cpu": 2}
 signals = open_signals(data, "benchmark", 12)[:7]
 r_peaks = load_r_peaks(data, "benchmark", open_signals(data, "benchmark", 12))[:7]
-found = scoring.score_split(model, signals, r_peaks, "clean", 30, device, "benchmark", with_maps=True,
+found = passes.score_split(model, signals, r_peaks, "clean", 30, device, "benchmark", with_maps=True,
                             beats_per_record=2)
 train = open_signals(data, "train", 12)
 arguments = SimpleNamespace(data_path=data, batch_size=15, mask_ratio=30, seed=0, workers=0, amp="off")

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import arrays
-import signals
+from ecg import arrays
+from ecg import signals
 from utils import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import run_script
 
-from benchmark import PublishedLayers, published_names, require_equal
+from tools.benchmark import PublishedLayers, published_names, require_equal
 from model import MCF, translate_published
 from utils import UserError
 

@@ -8,10 +8,10 @@ import torch
 
 import dataloader
 import parallel
-from arrays import load_r_peaks, open_signals
+from ecg.arrays import load_r_peaks, open_signals
 from dataloader import (TrainingBatches, crop_global, cut_beats, draw_masks, make_batch, normalize_records,
                         scoring_masks, valid_beats)
-from signals import normalize_leads
+from ecg.signals import normalize_leads
 
 
 def test_valid_beats():

@@ -18,7 +18,7 @@ from conftest import ROOT, run_script
 from mirror import CUT, Mirror
 from test_preprocess import write_ptbxl
 
-import download
+from ecg import download
 from utils import run
 
 PTBXL, LUDB = "ptb-xl/1.0.3/", "ludb/1.0.1/"

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-import evaluation
-import ludb
-from report import detection_table, print_details, print_table
+from evaluation import numbers
+from ecg import ludb
+from numbers.report import detection_table, print_details, print_table
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def table():
 
 def test_detection_groups(table):
     """Superclasses and statements are held against all normals; statements with fewer than 20 records are left out."""
-    found = evaluation.evaluate_detection(table, "clean")
+    found = numbers.evaluate_detection(table, "clean")
     rows = table["split"] == "test"
     labels, scores, classes = (table[name][rows] for name in ("label", "clean", "superclasses"))
     assert found["auroc"]["value"] == pytest.approx(roc_auc_score(labels, scores))
@@ -40,15 +40,15 @@ def test_detection_groups(table):
 
 def test_operating_points_come_from_fold_9_alone(table):
     """Other test scores move what is reported at a threshold, never the threshold; without fold 9 there is none."""
-    before = evaluation.evaluate_detection(table, "clean")["operating_points"]
+    before = numbers.evaluate_detection(table, "clean")["operating_points"]
     changed = {**table, "clean": np.where(table["split"] == "test", table["clean"] - 1, table["clean"])}
-    after = evaluation.evaluate_detection(changed, "clean")["operating_points"]
+    after = numbers.evaluate_detection(changed, "clean")["operating_points"]
     for name in ("sensitivity_90", "youden"):
         assert after[name]["threshold"] == before[name]["threshold"]
         assert after[name]["sensitivity"]["value"] < before[name]["sensitivity"]["value"]
     rows = table["split"] == "test"
     alone = {name: column[rows] for name, column in table.items()}
-    assert evaluation.evaluate_detection(alone, "clean")["operating_points"] is None
+    assert numbers.evaluate_detection(alone, "clean")["operating_points"] is None
 
 
 @pytest.fixture
@@ -59,14 +59,14 @@ def benchmark():
     diagnoses = [("Left ventricular hypertrophy.",) * (row < 6) + ("Scar formation: septal.",) * (row < 3)
                  for row in range(12)]
     labels = np.stack([ludb.mark(*pair) for pair in zip(phases, diagnoses)])
-    return evaluation.Benchmark(labels, phases, diagnoses, None, list(range(12)),
+    return numbers.Benchmark(labels, phases, diagnoses, None, list(range(12)),
                                 ("I", "II", "III") + ("x",) * 9)
 
 
 def test_localization_groups(benchmark):
     """A diagnosis is judged on its records alone: the points that its rule marks, against those that no rule marks."""
     maps = np.random.default_rng(2).normal(benchmark.labels == 1, 1).astype(np.float32)
-    found = evaluation.evaluate_localization(benchmark, maps)
+    found = numbers.evaluate_localization(benchmark, maps)
     assert set(found["by_diagnosis"]) == {"ventricular_hypertrophy", "scar"}
     assert [found["by_diagnosis"][key]["records"] for key in ("ventricular_hypertrophy", "scar")] == [6, 3]
     scored = benchmark.labels[:6] <= 1
@@ -86,7 +86,7 @@ def test_examples_are_the_best_the_median_and_the_worst(benchmark):
     """Each diagnosis shows three records, by their own AUROC, not only the flattering ones."""
     quality = np.linspace(3, -3, 12)[:, None, None]
     maps = (np.random.default_rng(2).normal(0, 1, benchmark.labels.shape) + quality * (benchmark.labels == 1))
-    chosen = {name: row for row, name, _ in evaluation.choose_examples(benchmark, maps.astype(np.float32))}
+    chosen = {name: row for row, name, _ in numbers.choose_examples(benchmark, maps.astype(np.float32))}
     assert chosen == {"ventricular_hypertrophy_best": 0, "ventricular_hypertrophy_median": 3,
                       "ventricular_hypertrophy_worst": 5, "scar_best": 0, "scar_median": 1, "scar_worst": 2}
 
@@ -95,7 +95,7 @@ def test_mean_of_runs():
     """Mean and sample standard deviation of the headline numbers; what no run measured is not in it."""
     def run(value):
         return {"clean": {"detection": {"auroc": {"value": value}}, "localization": None}}
-    found = evaluation.average_runs([run(0.7), run(0.8), run(0.9)])
+    found = numbers.average_runs([run(0.7), run(0.8), run(0.9)])
     assert found["clean"] == {"detection_auroc": {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1)}}
 
 
@@ -104,7 +104,7 @@ def test_each_number_is_held_against_the_best_trivial_one(table):
     rows = table["split"] == "test"
     perfect, noise = table["label"] + 0.0, np.random.default_rng(5).normal(size=len(rows))
     columns = {**table, "trivial: truth": perfect, "trivial: noise": noise}
-    entries, rivals = evaluation.evaluate(columns, ["clean"], None, {}, {})
+    entries, rivals = numbers.evaluate(columns, ["clean"], None, {}, {})
     assert set(rivals["detection"]) == {"truth", "noise"} and "localization" not in rivals
     beyond = entries["clean"]["beyond_trivial"]
     assert {"detection", "by_superclass: MI", "by_statement: IMI"} <= set(beyond)
@@ -123,7 +123,7 @@ def test_what_is_printed(table, benchmark, capsys):
     maps = {name: rng.normal(benchmark.labels * (name == "clean"), 1).astype(np.float32) for name in ("paper", "clean")}
     maps["clean"][3:] = -maps["clean"][3:]              # good in three records: pooled it is not shown to be better
     noise = {"noise of points": rng.normal(size=benchmark.labels.shape).astype(np.float32)}
-    entries, baselines = evaluation.evaluate(columns, ["paper", "clean"], benchmark, maps, noise)
+    entries, baselines = numbers.evaluate(columns, ["paper", "clean"], benchmark, maps, noise)
     print_table(entries, baselines)
     rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "[" in line and ";" not in line}
     assert rows["clean"].count("*") == 1 and "*" not in rows["paper"] and "*" not in rows["trivial:"]
@@ -146,5 +146,5 @@ def test_average_of_runs_with_different_protocols():
         estimate = {"value": value, "low": None, "high": None}
         return {name: {"detection": {"auroc": estimate}, "localization": None} for name in protocols}
     for runs in ([run(0.7, "clean", "calibrated"), run(0.9, "clean")], [run(0.9, "clean"), run(0.7, "clean", "paper")]):
-        averaged = evaluation.average_runs(runs)
+        averaged = numbers.average_runs(runs)
         assert set(averaged) == {"clean"} and averaged["clean"]["detection_auroc"]["mean"] == pytest.approx(0.8)

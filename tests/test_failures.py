@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-import arrays
-import report
-import scoring
+from ecg import arrays
+from evaluation import report
+from scoring import passes
 import train
 import utils
 from model import MCF, save_checkpoint
@@ -23,7 +23,7 @@ TIME = np.arange(5000) / 500
 
 # ---- memory
 
-@pytest.mark.parametrize("protocol", scoring.PLAIN_PROTOCOLS)
+@pytest.mark.parametrize("protocol", passes.PLAIN_PROTOCOLS)
 @pytest.mark.parametrize("records, beats", [(3, 5), (32, 1), (1, 1)])
 def test_scoring_with_little_memory(monkeypatch, capsys, protocol, records, beats):
     """Where a batch does not fit, half of it is tried; nothing is scored twice or left out, and it is said."""
@@ -33,8 +33,8 @@ def test_scoring_with_little_memory(monkeypatch, capsys, protocol, records, beat
     r_peaks = [np.arange(300, 4300, 900 + 300 * row) for row in range(5)]
 
     def score():
-        return scoring.score_split(model, made, r_peaks, protocol, 30, CPU, "test", with_maps=True)
-    whole, original = score(), scoring.score_records
+        return passes.score_split(model, made, r_peaks, protocol, 30, CPU, "test", with_maps=True)
+    whole, original = score(), passes.score_records
 
     def short_of_memory(*arguments):
         if len(arguments[2]) > records or arguments[6] > beats:

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-import figures
+from evaluation import figures
 from conftest import ROOT
 from utils import UserError
 

@@ -16,10 +16,10 @@ import wfdb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import arrays
-import ptbxl
-import scoring
-import signals
+from ecg import arrays
+from ecg import ptbxl
+from scoring import passes
+from ecg import signals
 from dataloader import cut_beats, make_batch, normalize_records, scoring_masks, valid_beats
 from model import MCF, compute_trend
 from utils import UserError
@@ -126,8 +126,8 @@ def fuzz_records(folder, cases, change) -> tuple:
 
 def check_scores(network, records, r_peaks):
     """Scores and maps are finite under both protocols."""
-    for protocol in scoring.PLAIN_PROTOCOLS:
-        found = scoring.score_split(network, records, r_peaks, protocol, 30, torch.device("cpu"), "test",
+    for protocol in passes.PLAIN_PROTOCOLS:
+        found = passes.score_split(network, records, r_peaks, protocol, 30, torch.device("cpu"), "test",
                                     with_maps=True, beats_per_record=2)
         assert np.isfinite(found.scores).all() and np.isfinite(found.maps).all()
 
@@ -312,7 +312,7 @@ def test_any_r_peaks_give_beats_inside(r_peaks):
 
 
 @settings(properties, max_examples=100)
-@given(st.integers(1, 100), st.sampled_from(scoring.PLAIN_PROTOCOLS), SEEDS)
+@given(st.integers(1, 100), st.sampled_from(passes.PLAIN_PROTOCOLS), SEEDS)
 def test_any_mask_ratio_gives_finite_batches(mask_ratio, protocol, seed):
     """Every --mask_ratio has masks that hide something but not all; clean hides every sample exactly once."""
     global_masks, local_masks = scoring_masks(protocol, mask_ratio)

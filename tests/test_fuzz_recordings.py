@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_fuzz import NASTY, bytes_of, ecg_like, mutate, outcome, properties, tell
 
-import reference
-import signals
+from scoring import percentiles
+from ecg import signals
 import test as script
 from model import MCF, load_checkpoint, weights_are_finite
-from recording_files import read_recording
-from signals import LEAD_NAMES
+from ecg.recording_files import read_recording
+from ecg.signals import LEAD_NAMES
 from utils import UserError
 
 WORDS = (*NASTY, "I", "v6", "aVR [mV]", "II [uV]", "time", "t", "# rate: 250 Hz", "# unit: uV", "# rate: 1e3 Hz", "#",
@@ -99,7 +99,7 @@ def test_100_checkpoints(tmp_path):
         with outcome(counts, case):
             model, facts = load_checkpoint(tmp_path / "model.pt")
             assert weights_are_finite(model) and set(script.known_facts(facts)) == {"epoch", "config", "history"}
-            normals, _ = reference.read_normals(tmp_path / "model.pt", facts, 30)
+            normals, _ = percentiles.read_normals(tmp_path / "model.pt", facts, 30)
             assert all(np.isfinite(scores).all() for scores in normals.values())
     assert min(tell(counts, "checkpoints").values()) > 5
 

@@ -12,9 +12,9 @@ from conftest import SHARED, run_script
 from test_preprocess import expected_row as ptbxl_row
 from test_preprocess import load, read_all, write_ptbxl
 
-import arrays
-import ludb
-import signals
+from ecg import arrays
+from ecg import ludb
+from ecg import signals
 from preprocess import main
 from utils import UserError
 

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT, run_script
 
 import dataloader
-from arrays import load_r_peaks, open_signals
+from ecg.arrays import load_r_peaks, open_signals
 from dataloader import TrainingBatches
 from model import MCF, load_checkpoint, save_checkpoint
 from train import TrainingStep

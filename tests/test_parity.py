@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import published_shapes, run_script, seeded_weights
 
-import synthetic
+from tools import synthetic
 from model import compute_trend
-from scoring import score_split
-from signals import filter_leads, find_r_peaks, normalize_leads
+from scoring.passes import score_split
+from ecg.signals import filter_leads, find_r_peaks, normalize_leads
 
 TOLERANCE = 1e-4        # relative, float32
 

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import wfdb
 
-import arrays
-import signals
+from ecg import arrays
+from ecg import signals
 from preprocess import main, run
 from utils import UserError
 

@@ -8,17 +8,17 @@ import torch
 import wfdb
 from conftest import run_script
 
-import recordings
-import reference
-import scoring
-import signals
-import synthetic
+from evaluation import recordings
+from scoring import percentiles
+from scoring import passes
+from ecg import signals
+from tools import synthetic
 import test as script
 import train
 import utils
 from model import MCF, load_checkpoint, save_checkpoint
-from recording_files import read_recording
-from signals import LEAD_NAMES
+from ecg.recording_files import read_recording
+from ecg.signals import LEAD_NAMES
 from utils import UserError
 
 BEATS = np.arange(0.5, 60, 0.8) + 0.02 * np.sin(np.arange(75))
@@ -241,7 +241,7 @@ def test_scores_are_those_of_the_arrays(trained, tmp_path, capsys):
     rows = read_rows(tmp_path / "own" / "record_scores.csv")
     facts = load_checkpoint(trained / "model.pt")[1]
     assert [row["record"] for row in rows] == [str(path) for path in paths]
-    for protocol in scoring.PLAIN_PROTOCOLS:
+    for protocol in passes.PLAIN_PROTOCOLS:
         normals = sorted(float(row[protocol]) for row in table if row["split"] == "val" and row["label"] == "0")
         assert facts["fold9_normals"][protocol] == pytest.approx(normals, rel=1e-5) and len(normals) > 1
         for row, expected in zip(rows, of_test):
@@ -292,7 +292,7 @@ def test_without_beats_or_percentiles(tmp_path, capsys, monkeypatch, protocol):
     printed = capsys.readouterr().out
     rows = read_rows(tmp_path / "own" / "record_scores.csv")
     assert [(row["start_s"], row["end_s"]) for row in rows] == [("0.0", "10.0"), ("0.0", "10.0"), ("2.0", "12.0")]
-    protocols = scoring.PLAIN_PROTOCOLS if protocol == "both" else (protocol,)
+    protocols = passes.PLAIN_PROTOCOLS if protocol == "both" else (protocol,)
     for row in rows:
         assert all(np.isfinite(float(row[f"{name}_score"])) and row[f"{name}_percentile"] == "" for name in protocols)
     assert rows[0]["beats"] == "0" and f"{paths[0]} 0-10 s" in printed and "no valid beat in" in printed
@@ -324,7 +324,7 @@ def test_brightest_window():
     ({"paper": [1.0], "clean": [1.0]}, 7, "mask_ratio")])
 def test_percentiles_of_others(held, config, message):
     """A checkpoint may come from anyone: what is no list of finite numbers gives no percentile, and is said."""
-    normals, note = reference.read_normals("other.pt", {"fold9_normals": held, "config": config}, 30)
+    normals, note = percentiles.read_normals("other.pt", {"fold9_normals": held, "config": config}, 30)
     assert normals == {} and "other.pt" in note and message in note
 
 
@@ -332,8 +332,8 @@ def test_percentile():
     """Lower scores count, equal ones half; trained on fold 9 they are said to be optimistic."""
     held = {"paper": [3, 1.0, 2.0, 2.0], "clean": [1.0]}
     config = {"mask_ratio": 30, "protocol": "paper"}
-    normals, note = reference.read_normals("own.pt", {"fold9_normals": held, "config": config}, 30)
-    assert [reference.percentile(score, normals["paper"]) for score in (0, 1, 2, 2.5, 9)] == [0, 12.5, 50, 75, 100]
+    normals, note = percentiles.read_normals("own.pt", {"fold9_normals": held, "config": config}, 30)
+    assert [percentiles.percentile(score, normals["paper"]) for score in (0, 1, 2, 2.5, 9)] == [0, 12.5, 50, 75, 100]
     assert "optimistic" in note
 
 

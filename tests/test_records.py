@@ -6,9 +6,9 @@ import torch
 import wfdb
 from conftest import run_script
 
-import arrays
-import scoring
-import signals
+from ecg import arrays
+from scoring import passes
+from ecg import signals
 from model import MCF
 
 CPU = torch.device("cpu")
@@ -135,8 +135,8 @@ def test_record(audited, name):
     r_peaks = arrays.load_r_peaks(data, "test", made)[row]
     assert expected[0] <= len(r_peaks) <= expected[1] and table["r_peaks"][row] == len(r_peaks)
     torch.manual_seed(0)
-    for protocol in scoring.PLAIN_PROTOCOLS:
-        found = scoring.score_split(MCF(hidden=2), made[row:row + 1], [r_peaks], protocol, 30, CPU, "test",
+    for protocol in passes.PLAIN_PROTOCOLS:
+        found = passes.score_split(MCF(hidden=2), made[row:row + 1], [r_peaks], protocol, 30, CPU, "test",
                                     with_maps=True, beats_per_record=2)
         assert np.isfinite(found.scores).all() and np.isfinite(found.maps).all()
         assert found.without_r_peak == (not len(r_peaks))

@@ -10,7 +10,7 @@ from conftest import run_script
 from sklearn.metrics import roc_auc_score
 from test_ludb import write_ludb
 
-from metrics import LEAST_RECORDS
+from evaluation.metrics import LEAST_RECORDS
 
 TEST_LINE = ("--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt")
 TRIVIAL = ("largest amplitude", "mean |slope|", "heart rate", "RR irregularity", "median beat, PCA")

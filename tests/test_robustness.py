@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-import arrays
+from ecg import arrays
 import train
 import utils
 from model import MCF, load_checkpoint, save_checkpoint

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import scoring
-from arrays import load_r_peaks, open_signals
+from scoring import passes
+from ecg.arrays import load_r_peaks, open_signals
 from model import HISTORY, load_checkpoint
 from utils import sha256_of
 
@@ -26,12 +26,12 @@ def test_card_belongs_to_the_weights():
     assert all(value.dtype == torch.float32 for value in model.parameters()) and SHIPPED.stat().st_size < 16e6
 
 
-@pytest.mark.parametrize("protocol", scoring.PLAIN_PROTOCOLS)
+@pytest.mark.parametrize("protocol", passes.PLAIN_PROTOCOLS)
 def test_shipped_weights_find_simulated_blocks(simulated, protocol):
     """A network that knows real ECGs finds a simulated bundle branch block odd among simulated normals."""
     model, _ = load_checkpoint(SHIPPED)
     signals = open_signals(simulated, "test", 12)
-    found = scoring.score_split(model, signals, load_r_peaks(simulated, "test", signals), protocol, 30,
+    found = passes.score_split(model, signals, load_r_peaks(simulated, "test", signals), protocol, 30,
                                 torch.device("cpu"), "test", beats_per_record=2)
     assert np.isfinite(found.scores).all()
-    assert scoring.detection_auroc(np.load(simulated / "label.npy"), found.scores) > 0.5
+    assert passes.detection_auroc(np.load(simulated / "label.npy"), found.scores) > 0.5

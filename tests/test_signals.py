@@ -11,8 +11,8 @@ import wfdb
 from scipy.signal import butter, filtfilt
 
 import model
-import signals
-from signals import LEAD_NAMES, RecordError
+from ecg import signals
+from ecg.signals import LEAD_NAMES, RecordError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")     # pkg_resources, at HeartPy's import

@@ -9,7 +9,7 @@ import pytest
 import wfdb
 from scipy.signal import butter, filtfilt
 
-import synthetic
+from tools import synthetic
 from utils import UserError
 
 RECORDS, SEED = 60, 3

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import run_script
 
-from arrays import open_signals
+from ecg.arrays import open_signals
 from model import MCF
 from train import TrainingStep, choose_rows
 

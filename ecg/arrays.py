@@ -19,13 +19,14 @@ import csv
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from signals import LARGEST_MILLIVOLTS, LEAD_II, RECORD_LENGTH, find_r_peaks
-from utils import UserError, sync_folder, unwritable, write_atomically
+from ecg.signals import LARGEST_MILLIVOLTS, LEAD_II, RECORD_LENGTH, find_r_peaks
+from utils import UserError, sync_folder, undo_minmax, unwritable, write_atomically
 
 NORMALISED_SPLITS = ("train", "benchmark")     # stored in [-1, 1], as published
 SIGNAL_FILES = {"train": "train.npy", "val": "val.npy", "test": "test.npy", "benchmark": "benchmark_data.npy"}
@@ -125,6 +126,41 @@ def read_rows(signals: np.ndarray, rows, name: str) -> np.ndarray:
         raise UserError(f"{name} holds NaN or infinity, or more than {LARGEST_MILLIVOLTS:g} mV, in row {broken[0]}; "
                         "make it again with preprocess.py")
     return block
+
+
+@dataclass
+class Records:
+    """The records of a split as they are stored, and the way back to mV.
+
+    signals: (records, 5000, leads), memory-mapped or in memory, in mV where bounds is None and nothing else is known;
+    name: the file, for messages; bounds: (low, high), each (records, leads) float32, the mV that became -1 and 1 of a
+    split that is stored min-maxed.
+    """
+    signals: np.ndarray
+    name: str
+    bounds: tuple | None = None
+    in_millivolts: bool = True      # False: stored min-maxed, and nobody knows the mV
+
+    def __len__(self):
+        return len(self.signals)
+
+    @property
+    def leads(self) -> int:
+        return self.signals.shape[2]
+
+    def read(self, rows) -> np.ndarray:
+        """Rows as they are stored, (n, 5000, leads) float32, checked to be finite and an ECG's size."""
+        return read_rows(self.signals, rows, self.name)
+
+    def millivolts(self, rows) -> np.ndarray:
+        """Rows in mV, (n, 5000, leads) float32. Raises UserError where nobody knows their amplitude."""
+        if not self.in_millivolts:
+            raise UserError(f"{self.name} is normalised, and no file beside it tells its mV; make it with preprocess.py")
+        records = self.read(rows)
+        if self.bounds is None:
+            return records
+        low, high = (bound[rows][:, None] for bound in self.bounds)
+        return undo_minmax(records, low, high).astype(np.float32)
 
 
 def require_sound(signals: np.ndarray, split: str):

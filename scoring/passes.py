@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import metrics
+from evaluation import metrics
 import parallel
-from arrays import SIGNAL_FILES, read_rows
+from ecg.arrays import SIGNAL_FILES, read_rows
 from dataloader import crop_global, cut_beats, mask_out, normalize_records, scoring_masks, send, undo_scale, valid_beats
-from fused import FusedMCF
+from scoring.fused import FusedMCF
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, MCF, compute_trend, restoration_errors
-from signals import RECORD_LENGTH
+from ecg.signals import RECORD_LENGTH
 from utils import UserError
 
 PROTOCOLS = ("paper", "clean", "calibrated")

@@ -10,8 +10,8 @@ from sklearn.decomposition import PCA
 
 from dataloader import crop_global, valid_beats
 from model import BEAT_BEFORE, BEAT_LENGTH
-from scoring import smooth_maps
-from signals import SAMPLING_RATE, normalize_leads
+from scoring.passes import smooth_maps
+from ecg.signals import SAMPLING_RATE, normalize_leads
 
 COMPONENTS = 10                     # of the median beat: the best on fold 9 of PTB-XL among 2, 5, 8, 10, 15, 30
 THINNING = 4                        # every fourth sample of the median beat: the pass band ends at 25 Hz

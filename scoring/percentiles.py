@@ -15,8 +15,8 @@ import torch
 
 import calibration
 import parallel
-import scoring
-from arrays import SIGNAL_FILES, fingerprint, load_r_peaks, open_labels, open_signals, read_rows, signal_path
+from scoring import passes
+from ecg.arrays import SIGNAL_FILES, fingerprint, load_r_peaks, open_labels, open_signals, read_rows, signal_path
 from model import load_checkpoint, read_checkpoint, save_checkpoint, write_checkpoint
 from utils import UserError, add_published_flags, check_published_flags, choose_device, require_writable, run
 
@@ -77,18 +77,18 @@ def learn_normals(model, normals: tuple, mask_ratio: int, device) -> dict:
     """
     signals, rows, r_peaks = normals
     print(f"scoring the {len(rows)} normals of fold 9, for the percentiles of test.py --record and for the calibration")
-    protocols = scoring.protocols_for(model, ("paper", "clean"))
+    protocols = passes.protocols_for(model, ("paper", "clean"))
     scores = {protocol: [] for protocol in protocols}
     found, usual_errors = [], calibration.UsualErrors(signals.shape[2])
     for start in range(0, len(rows), RECORDS_AT_ONCE):
         some = rows[start:start + RECORDS_AT_ONCE]
         block, peaks = read_rows(signals, some, SIGNAL_FILES[SPLIT]), [r_peaks[row] for row in some]
         for protocol in protocols:                  # "clean" is the last one
-            scored = scoring.score_split(model, block, peaks, protocol, mask_ratio, device, SPLIT,
+            scored = passes.score_split(model, block, peaks, protocol, mask_ratio, device, SPLIT,
                                          with_maps=protocol == "clean", with_profiles=protocol == "clean")
             scores[protocol] += scored.scores.tolist()
         found.append(calibration.features(scored.profiles, block))
-        usual_errors.add(scored.maps, scoring.beat_phases(peaks))
+        usual_errors.add(scored.maps, passes.beat_phases(peaks))
     learned = {}
     try:
         fitted, held_out = calibration.fit({part: np.concatenate([one[part] for one in found])
@@ -111,8 +111,8 @@ def to_tensors(content):
 
 def choose_protocols(wanted: str, model, fitted: dict | None) -> tuple:
     """The protocols to score a network under. wanted: --protocol; fitted: of read_calibration. Raises UserError."""
-    names = {"all": scoring.PROTOCOLS, "both": scoring.PLAIN_PROTOCOLS}.get(wanted, (wanted,))
-    found = scoring.protocols_for(model, [name for name in names if name != "calibrated" or fitted])
+    names = {"all": passes.PROTOCOLS, "both": passes.PLAIN_PROTOCOLS}.get(wanted, (wanted,))
+    found = passes.protocols_for(model, [name for name in names if name != "calibrated" or fitted])
     if not found:
         raise UserError(f"--protocol {wanted} is not possible with this checkpoint: paper needs one of --normalization "
                         "minmax, calibrated one with a calibration, which reference.py adds; choose --protocol clean")
@@ -140,11 +140,11 @@ def read_calibration(path, facts: dict, mask_ratio: int, leads: int, protocol: s
 
 def unpack_calibration(held: dict, leads: int) -> dict:
     """The calibration as numpy arrays, checked. Raises ValueError, and whatever an unsound one makes Python raise."""
-    sizes = {"residual": scoring.BINS * leads, "error": calibration.PLACES * leads, "amplitude": 3 * leads}
+    sizes = {"residual": passes.BINS * leads, "error": calibration.PLACES * leads, "amplitude": 3 * leads}
     parts = {part: {name: to_array(held["parts"][part][name], shape) for name, shape in (
         ("mean", (size,)), ("deviation", (size,)), ("centre", ()), ("spread", ()),
         *([("precision", (size, size))] if part != "residual" else []))} for part, size in sizes.items()}
-    bounds = {name: to_array(held[name], (scoring.BINS, leads)) for name in ("map_mean", "map_deviation")}
+    bounds = {name: to_array(held[name], (passes.BINS, leads)) for name in ("map_mean", "map_deviation")}
     spreads = [usual[name] for usual in parts.values() for name in ("deviation", "spread")]
     if not all((values > 0).all() for values in (bounds["map_deviation"], *spreads)):
         raise ValueError("a deviation of the calibration is not positive")

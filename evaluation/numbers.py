@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import ludb
-import metrics
+from ecg import ludb
+from evaluation import metrics
 from dataloader import crop_global
 
 TRIVIAL = "trivial: "                   # what the columns of the baselines' scores begin with

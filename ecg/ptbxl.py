@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from arrays import SIMULATED_MARKER, TEST_FOLD, VALIDATION_FOLD
+from ecg.arrays import SIMULATED_MARKER, TEST_FOLD, VALIDATION_FOLD
 from utils import UserError
 
 FILE_COLUMN = {100: "filename_lr", 500: "filename_hr"}

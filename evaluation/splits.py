@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import evaluation
+from evaluation import numbers
 import parallel
-from arrays import (NORMALISED_SPLITS, SIGNAL_FILES, describes, details_path, fingerprint, iterate_rows, label_path,
+from ecg.arrays import (NORMALISED_SPLITS, SIGNAL_FILES, describes, details_path, fingerprint, iterate_rows, label_path,
                     load_details, load_manifest, load_r_peaks, load_records, open_labels, open_signals, require_sound,
                     signal_path)
 from dataloader import crop_global, to_millivolts
-from ludb import split_diagnoses
-from signals import LEAD_NAMES
+from ecg.ludb import split_diagnoses
+from ecg.signals import LEAD_NAMES
 from utils import UserError
 
 
@@ -77,14 +77,14 @@ def load_splits(arguments) -> dict:
     return splits
 
 
-def open_benchmark(arguments, split: Split) -> evaluation.Benchmark:
+def open_benchmark(arguments, split: Split) -> numbers.Benchmark:
     """The benchmark's truth, and what tells the phases of the beat and the diagnoses, where that is known."""
     known = (split.records or {}).get("diagnoses")
     diagnoses = None if known is None else [split_diagnoses(text) for text in known]
     leads = split.signals.shape[2]
     names = LEAD_NAMES if leads == len(LEAD_NAMES) else tuple(f"lead {place + 1}" for place in range(leads))
     rows = split.records["ecg_id"].tolist() if split.records else [f"in row {row}" for row in range(len(split.labels))]
-    return evaluation.crop_benchmark(split.labels, split.details, diagnoses, rows, names)
+    return numbers.crop_benchmark(split.labels, split.details, diagnoses, rows, names)
 
 
 def describe_data(data_path, splits: list) -> dict:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
-from arrays import SIMULATED_MARKER
+from ecg.arrays import SIMULATED_MARKER
 from utils import UserError, sha256_of, unwritable
 
 CHECKSUMS = "SHA256SUMS.txt"

@@ -2,7 +2,7 @@
 
 Each recording (recording_files.py says what is read) is cut into windows of 10 s, which are filtered, searched for R
 peaks and scored as preprocess.py and test.py do it. Of each window there is a row in record_scores.csv, with the
-percentile of its score among the normals of fold 9 (reference.py), and a figure. Not for clinical use.
+percentile of its score among the normals of fold 9 (percentiles.py), and a figure. Not for clinical use.
 """
 import csv
 import io
@@ -15,14 +15,14 @@ import torch
 from tqdm import tqdm
 
 import calibration
-import figures
+from evaluation import figures
 import parallel
-import reference
-import scoring
+from scoring import percentiles
+from scoring import passes
 from dataloader import crop_global, normalize_records, valid_beats
 from model import GLOBAL_START, load_checkpoint
-from recording_files import read_recording
-from signals import LEAD_II, LEAD_NAMES, RECORD_LENGTH, SAMPLING_RATE, filter_leads, find_r_peaks
+from ecg.recording_files import read_recording
+from ecg.signals import LEAD_II, LEAD_NAMES, RECORD_LENGTH, SAMPLING_RATE, filter_leads, find_r_peaks
 from utils import UserError, choose_device, write_atomically
 
 SCORES_FILE = "record_scores.csv"
@@ -93,11 +93,11 @@ def score_recordings(arguments):
                         "another checkpoint")
     windows = [window for number, one in enumerate(arguments.record, 1)
                for window in cut_windows(number, one, arguments.record_rate)]
-    fitted = reference.read_calibration(path, facts, arguments.mask_ratio, model.leads, arguments.protocol)
-    protocols = reference.choose_protocols(arguments.protocol, model, fitted)
+    fitted = percentiles.read_calibration(path, facts, arguments.mask_ratio, model.leads, arguments.protocol)
+    protocols = percentiles.choose_protocols(arguments.protocol, model, fitted)
     scores, maps = score_windows(model.to(device).eval(), windows, protocols, fitted, arguments, device)
     if parallel.RANK == 0:
-        normals, note = reference.read_normals(path, facts, arguments.mask_ratio)
+        normals, note = percentiles.read_normals(path, facts, arguments.mask_ratio)
         rows = make_rows(windows, scores, normals)
         write_atomically(Path(arguments.output_dir) / SCORES_FILE, lambda file: file.write(pack_rows(rows)))
         print_rows(rows, windows, protocols, note)
@@ -116,12 +116,12 @@ def score_windows(model, windows: list, protocols: tuple, fitted: dict | None, a
     found = {}
 
     def score(signals, passes, with_maps):
-        return scoring.score_split(model, torch.from_numpy(signals).to(device), r_peaks, passes, arguments.mask_ratio,
+        return passes.score_split(model, torch.from_numpy(signals).to(device), r_peaks, passes, arguments.mask_ratio,
                                    device, "recordings", with_maps=with_maps, amp=arguments.amp,
                                    with_profiles="calibrated" in protocols)
-    for passes in dict.fromkeys(scoring.PASSES[protocol] for protocol in protocols):
+    for passes in dict.fromkeys(passes.PASSES[protocol] for protocol in protocols):
         found[passes] = score(in_millivolts, passes, passes == "clean")
-    scores = {protocol: found[scoring.PASSES[protocol]].scores for protocol in protocols}
+    scores = {protocol: found[passes.PASSES[protocol]].scores for protocol in protocols}
     if protocols[-1] == "paper":
         normalised = normalize_records(torch.from_numpy(in_millivolts)).numpy()
         return scores, score(normalised, "paper", True).maps
@@ -129,7 +129,7 @@ def score_windows(model, windows: list, protocols: tuple, fitted: dict | None, a
     if "calibrated" in protocols:
         scores["calibrated"] = calibration.score_records(fitted, calibration.features(found["clean"].profiles,
                                                                                       in_millivolts))
-        maps = calibration.unusual_maps(fitted, maps, scoring.beat_phases(r_peaks), scores["calibrated"])
+        maps = calibration.unusual_maps(fitted, maps, passes.beat_phases(r_peaks), scores["calibrated"])
     return scores, maps
 
 
@@ -141,7 +141,7 @@ def make_rows(windows: list, scores: dict, normals: dict) -> list:
                "end_s": (window.start + RECORD_LENGTH) / SAMPLING_RATE, "beats": window.beats()}
         for protocol, found in scores.items():
             row[f"{protocol}_score"] = float(found[place])
-            row[f"{protocol}_percentile"] = (reference.percentile(found[place], normals[protocol])
+            row[f"{protocol}_percentile"] = (percentiles.percentile(found[place], normals[protocol])
                                              if protocol in normals else "")
         rows.append(row)
     return rows
@@ -162,7 +162,7 @@ def show_percentile(value) -> str:
 
 
 def print_rows(rows: list, windows: list, protocols: tuple, note: str):
-    """Print the table, and what limits it. note: of reference.read_normals."""
+    """Print the table, and what limits it. note: of percentiles.read_normals."""
     width = max(10, *(len(row["record"]) for row in rows)) + 2
     print(f"\n{'record':<{width}}{'window (s)':<16}{'beats':>6}"
           + "".join(f"{f'{protocol} score':>18}{'percentile':>12}" for protocol in protocols))
@@ -190,7 +190,7 @@ def brightest(scores: np.ndarray) -> tuple:
 
 def draw_windows(model, windows: list, rows: list, maps: np.ndarray, protocol: str, arguments, device):
     """Draw each window with its restoration, in mV, and its map (windows, 4800, 12)."""
-    restored = scoring.restore_records(model, np.stack([window.signal for window in windows]),
+    restored = passes.restore_records(model, np.stack([window.signal for window in windows]),
                                        [window.r_peaks for window in windows], protocol, arguments.mask_ratio, device)
     for window, row, found, of_map in zip(tqdm(windows, desc="figures", leave=False), rows, restored, maps):
         low, high = window.signal.min(axis=0), window.signal.max(axis=0)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-import signals
-from signals import LEAD_NAMES, MILLIVOLTS, RECORD_LENGTH
+from ecg import signals
+from ecg.signals import LEAD_NAMES, MILLIVOLTS, RECORD_LENGTH
 from utils import UserError
 
 LEAST_RATE, MOST_RATE = 100, 20_000         # Hz

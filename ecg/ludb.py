@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from arrays import EXCLUDED
-from signals import LEAD_NAMES, RECORD_LENGTH, RecordError
+from ecg.arrays import EXCLUDED
+from ecg.signals import LEAD_NAMES, RECORD_LENGTH, RecordError
 from utils import UserError
 
 SAMPLING_RATE = 500                                             # Hz, of the files

@@ -24,7 +24,7 @@ from scipy.signal import butter, resample_poly, sosfilt
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from arrays import SIMULATED_MARKER
+from ecg.arrays import SIMULATED_MARKER
 from utils import UserError, run, write_atomically
 
 RATE = 500  # Hz

@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from arrays import EXCLUDED
-from signals import SAMPLING_RATE
+from ecg.arrays import EXCLUDED
+from ecg.signals import SAMPLING_RATE
 from utils import write_atomically
 
 BLACK, BLUE, ORANGE, GREEN, VERMILION, SKY = "#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"

@@ -31,10 +31,10 @@ sys.path.append(str(Path(__file__).resolve().parent / "tests"))
 import plain  # noqa: E402
 
 import calibration  # noqa: E402
-import scoring  # noqa: E402
+from scoring import passes  # noqa: E402
 from dataloader import draw_masks, make_batch  # noqa: E402
 from model import MCF  # noqa: E402
-from signals import LEAD_NAMES, PASS_BAND, RECORD_LENGTH, SAMPLING_RATE, filter_leads  # noqa: E402
+from ecg.signals import LEAD_NAMES, PASS_BAND, RECORD_LENGTH, SAMPLING_RATE, filter_leads  # noqa: E402
 from train import TrainingStep  # noqa: E402
 from utils import UserError, choose_device, git_commit, require_writable, run, save_json, usable_cores, versions  # noqa: E402
 
@@ -182,7 +182,7 @@ def benchmark_scoring(device: torch.device, repeats: int, peaks: dict, with_maps
         return [np.array([score for score, _ in found]), [found_map for _, found_map in found]]
 
     def run_fast(amp):
-        return scoring.score_split(model, signals, r_peaks, "clean", 30, device, "test", with_maps, amp=amp)
+        return passes.score_split(model, signals, r_peaks, "clean", 30, device, "test", with_maps, amp=amp)
 
     slow, fast = run_plain(), run_fast("off")
     require_equal("scores", fast.scores[:few], slow[0])
@@ -207,18 +207,18 @@ def benchmark_calibration(device: torch.device, repeats: int, quick: bool) -> di
     many = 512 if device.type == "cuda" else 2 if quick else 16
     signals, r_peaks = generate_records(many)
     rng = np.random.default_rng(0)
-    sizes = {"residual": scoring.BINS, "error": calibration.PLACES, "amplitude": 3}
+    sizes = {"residual": passes.BINS, "error": calibration.PLACES, "amplitude": 3}
     fitted, _ = calibration.fit({part: rng.normal(size=(400, size * model.leads)) for part, size in sizes.items()},
                                 calibration.UsualErrors(model.leads))
 
     def run_clean(with_profiles=False):
-        return scoring.score_split(model, signals, r_peaks, "clean", 30, device, "test", True,
+        return passes.score_split(model, signals, r_peaks, "clean", 30, device, "test", True,
                                    with_profiles=with_profiles)
 
     def run_calibrated():
         found = run_clean(with_profiles=True)
         scores = calibration.score_records(fitted, calibration.features(found.profiles, signals))
-        return calibration.unusual_maps(fitted, found.maps, scoring.beat_phases(r_peaks), scores)
+        return calibration.unusual_maps(fitted, found.maps, passes.beat_phases(r_peaks), scores)
 
     seconds = take_turns({"clean": run_clean, "calibrated": run_calibrated}, repeats, device)
     return {"seconds": seconds, "records": many,

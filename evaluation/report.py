@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-import figures
-import metrics
-from arrays import EXCLUDED, fingerprint, load_npy
-from baselines import MEDIAN_BEAT
+from evaluation import figures
+from evaluation import metrics
+from ecg.arrays import EXCLUDED, fingerprint, load_npy
+from evaluation.trivial import MEDIAN_BEAT
 from dataloader import crop_global
-from evaluation import TRIVIAL, Benchmark, headline_estimates
+from evaluation.numbers import TRIVIAL, Benchmark, headline_estimates
 from utils import UserError, pack_json, sha256_of, write_together
 
 SCORES_FILE, RESULTS_FILE, EXAMPLES_FILE = "detection_scores.csv", "results.json", "examples.npz"
