@@ -71,10 +71,10 @@ def example_names() -> list:
     return [f"{key}_{rank}" for key in ("all", *(rule.key for rule in ludb.RULES)) for rank in RANKS]
 
 
-def choose_examples(benchmark: Benchmark, maps: np.ndarray) -> list:
+def choose_examples(benchmark: Benchmark, maps: np.ndarray, protocol: str) -> list:
     """The records to draw: the best, the median and the worst of several diagnoses by their own AUROC.
 
-    Returns [(row, name for files, title)]. Without diagnoses all records with points of both kinds are one group.
+    maps: (records, 4800, leads) of a protocol, which the titles name. Returns [(row, name for files, title)]. Without diagnoses all records with points of both kinds are one group.
     """
     own = rank_each(benchmark.labels, maps)[:, 0]
     groups = {"all": ("all records", np.isfinite(own))}
@@ -91,6 +91,6 @@ def choose_examples(benchmark: Benchmark, maps: np.ndarray) -> list:
             row = int(rows[place])
             others = [rule.title for rule in rules[row] if rule.key != key] if benchmark.diagnoses else []
             chosen.append((row, f"{key}_{rank}", f"Record {benchmark.names[row]}, {rank} of {len(rows)} with {title}; "
-                           f"AUROC of all its marks {own[row]:.2f}"
+                           f"{protocol} protocol, AUROC of all its marks {own[row]:.2f}"
                            + (f"\nAlso marked: {'; '.join(others)}." if others else "")))
     return chosen

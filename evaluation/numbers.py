@@ -1,9 +1,12 @@
-"""All numbers of a report: each score's own, and what it is worth beside the best score that is trivial."""
+"""All numbers of a report: each score's own, and what it is worth beside the best score without a network."""
+from dataclasses import dataclass
+
 import numpy as np
 
+from dataloader import valid_beats
 from evaluation import metrics
-from evaluation.detection import Cohort, evaluate_detection
-from evaluation.localization import Benchmark, evaluate_localization
+from evaluation.detection import Cohort, evaluate_detection, open_cohort
+from evaluation.localization import Benchmark, evaluate_localization, open_benchmark
 
 # The AUROCs of the headline, and how results.json names their values.
 HEADLINES = {"detection": "detection_auroc", "localization_pooled": "localization_auroc_pooled",
@@ -13,23 +16,73 @@ GROUPINGS = {"detection": ("by_superclass", "by_statement"),
              "localization": ("by_diagnosis", "by_lead", "phase_matched")}
 
 
-def evaluate_baselines(cohort: Cohort, scores: dict, benchmark: Benchmark | None, maps: dict) -> dict:
-    """{"detection": {name: numbers}, "localization": {name: numbers}} of trivial scores and maps, both by name."""
-    found = {"detection": {name: evaluate_detection(cohort, score) for name, score in scores.items()}}
-    if benchmark is not None:
-        found["localization"] = {name: evaluate_localization(benchmark, one) for name, one in maps.items()}
+@dataclass
+class Truth:
+    """What scores are held against. splits: {name: Split}; benchmark: None where there is none."""
+    splits: dict
+    cohort: Cohort
+    benchmark: Benchmark | None
+
+
+@dataclass
+class Scored:
+    """What one protocol says. scores: {"test": (records,), "val": ...}; maps: (records, 4800, leads) or None.
+
+    detector: of its R peaks; seconds: {split: how long it took}.
+    """
+    scores: dict
+    maps: np.ndarray | None
+    detector: str
+    seconds: dict
+
+
+def open_truth(data_path, splits: dict) -> Truth:
+    """The Truth of load_splits' splits."""
+    return Truth(splits, open_cohort(splits), open_benchmark(data_path, splits["benchmark"]) if "benchmark" in splits
+                 else None)
+
+
+def evaluate_baselines(truth: Truth, scores: dict, maps: dict) -> dict:
+    """{"detection": {name: numbers}, "localization": {name: numbers}} of scores and maps without a network, by name."""
+    found = {"detection": {name: evaluate_detection(truth.cohort, score) for name, score in scores.items()}}
+    if truth.benchmark is not None:
+        found["localization"] = {name: evaluate_localization(truth.benchmark, one) for name, one in maps.items()}
     return found
 
 
-def evaluate(cohort: Cohort, scores: dict, benchmark: Benchmark | None, maps: np.ndarray | None, baselines: dict
-             ) -> dict:
-    """The numbers of one protocol as results.json holds them. maps: (records, 4800, leads), None without any."""
-    detection = evaluate_detection(cohort, scores)
-    localization = None if maps is None else evaluate_localization(benchmark, maps)
+def evaluate(truth: Truth, scored: Scored, baselines: dict) -> dict:
+    """The numbers of one protocol as results.json holds them."""
+    detection = evaluate_detection(truth.cohort, scored.scores)
+    localization = None if scored.maps is None else evaluate_localization(truth.benchmark, scored.maps)
     headline = headline_estimates(detection, localization)
     return {**{HEADLINES[number]: value and value["value"] for number, value in headline.items()},
             "detection": detection, "localization": localization,
-            "beyond_trivial": beyond_trivial(detection, localization, baselines)}
+            "beyond_trivial": beyond_trivial(detection, localization, baselines),
+            "counts": count_records(truth, scored.detector), "seconds": {
+                name: round(scored.seconds[split], 2) if split in scored.seconds else None
+                for name, split in (("detection", "test"), ("fold9", "val"), ("localization", "benchmark"))}}
+
+
+def count_records(truth: Truth, detector: str) -> dict:
+    """The records behind the numbers. detector: of the R peaks that they are scored with."""
+    test, benchmark = truth.splits["test"], truth.splits.get("benchmark")
+    peaks = test.r_peaks[detector]
+    counts = {"records": len(test.labels), "patients": len(np.unique(test.patients)),
+              "normal": int(np.count_nonzero(test.labels == 0)), "abnormal": int(np.count_nonzero(test.labels == 1)),
+              "without_r_peak": sum(not len(positions) for positions in peaks),
+              "without_valid_beat": without_valid_beat(peaks),
+              "without_age": int(np.count_nonzero(np.isnan(test.table.get("age", np.zeros(0))))),
+              "benchmark_records": 0, "benchmark_records_with_both_classes": 0, "benchmark_without_valid_beat": 0}
+    if benchmark is None:
+        return counts
+    both = [bool((labels == 1).any() and (labels == 0).any()) for labels in truth.benchmark.labels]
+    return {**counts, "benchmark_records": len(both), "benchmark_records_with_both_classes": sum(both),
+            "benchmark_without_valid_beat": without_valid_beat(benchmark.r_peaks[detector])}
+
+
+def without_valid_beat(r_peaks: list) -> int:
+    """How many records are scored on evenly spaced windows, as no beat of theirs is valid."""
+    return sum(not valid_beats(positions)[1] for positions in r_peaks)
 
 
 def beyond_trivial(detection: dict, localization: dict | None, baselines: dict) -> dict:
@@ -37,16 +90,25 @@ def beyond_trivial(detection: dict, localization: dict | None, baselines: dict) 
 
     Returns {number: {"rival", "value": the rival's, "difference"}}, number a name of name_aurocs.
     """
-    trivial = {name: name_aurocs(found, None) for name, found in baselines["detection"].items()}
-    trivial |= {name: name_aurocs(None, found) for name, found in baselines.get("localization", {}).items()}
-    compared = {}
+    rivals, compared = name_rivals(baselines), {}
     for number, value in name_aurocs(detection, localization).items():
-        rivals = {name: found[number] for name, found in trivial.items() if found.get(number)}
-        if value and rivals:
-            best = max(rivals, key=lambda name: rivals[name]["value"])
-            compared[number] = {"rival": best, "value": rivals[best],
-                                "difference": metrics.difference(value, rivals[best])}
+        rival, best = best_rival(rivals, number)
+        if value and best:
+            compared[number] = {"rival": rival, "value": best, "difference": metrics.difference(value, best)}
     return compared
+
+
+def name_rivals(baselines: dict) -> dict:
+    """{name of a score without a network: its AUROCs by name} of evaluate_baselines."""
+    return ({name: name_aurocs(found, None) for name, found in baselines["detection"].items()}
+            | {name: name_aurocs(None, found) for name, found in baselines.get("localization", {}).items()})
+
+
+def best_rival(rivals: dict, number: str) -> tuple:
+    """(name, Estimate) of the best of name_rivals for a number; ("", None) where none has it."""
+    known = {name: values[number] for name, values in rivals.items() if values.get(number)}
+    best = max(known, key=lambda name: known[name]["value"], default="")
+    return best, known.get(best)
 
 
 def beyond_parts(combined: dict, parts: dict) -> dict:

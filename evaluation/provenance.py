@@ -32,7 +32,7 @@ def describe_checkpoint(path, facts: dict) -> dict:
 def describe_data(data_path, splits: list) -> dict:
     """The manifest where it describes the arrays that are scored, and the identity of each split."""
     manifest = load_manifest(data_path)
-    described = all(describes(manifest, split.name, split.records) for split in splits)
+    described = all(describes(manifest, split.name, split.records.signals) for split in splits)
     if manifest and not described:
         print(f"the manifest in {data_path} does not describe all arrays that are scored, and is left out of the "
               "report; see that the labels belong to the same signals.")

@@ -5,7 +5,7 @@ import numpy as np
 
 from dataloader import crop_global
 from ecg.arrays import (SIGNAL_FILES, Records, label_path, load_r_peaks, load_table, open_labels, open_records,
-                        require_sound, signal_path)
+                        signal_path)
 from utils import UserError, one_after_the_first
 
 
@@ -35,7 +35,7 @@ def load_split(data_path, name: str, leads: int, detectors) -> Split:
         if not marked or not normal:
             raise UserError(f"{label_path(data_path, name)} marks none or all of the samples that are scored, "
                             "100:4900; make it again, or remove the benchmark")
-    require_sound(records)
+    records.require_sound()
     r_peaks = {detector: load_r_peaks(data_path, name, records, detector) for detector in sorted(detectors)}
     table = load_table(data_path, name, records) or {}
     return Split(name, records, labels, r_peaks, table, table.get("patient_id", np.arange(len(records))))

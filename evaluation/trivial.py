@@ -7,26 +7,17 @@ import numpy as np
 import torch
 
 from dataloader import crop_global, valid_beats
-from ecg.arrays import ROWS_AT_ONCE, Records
+from ecg.arrays import Records
 from ecg.signals import SAMPLING_RATE, normalize_leads
 from scoring.passes import smooth_maps
-
-MALE = 0                            # as PTB-XL writes sex
-
-
-def blocks(records: Records):
-    """The records as they are stored, (n, 5000, leads) at a time."""
-    for start in range(0, len(records), ROWS_AT_ONCE):
-        yield records.read(np.arange(start, min(start + ROWS_AT_ONCE, len(records))))
 
 
 def score_signals(records: Records, r_peaks: list) -> dict:
     """{name: (records,)}: the largest amplitude and the mean slope as stored, the rate and how irregular it is."""
-    size = [(np.abs(block).max(axis=(1, 2)), np.abs(np.diff(block, axis=1)).mean(axis=(1, 2)))
-            for block in blocks(records)]
+    size = [(np.abs(record).max(), np.abs(np.diff(record, axis=0)).mean()) for record in records.iterate()]
     rhythm = np.array([describe_rhythm(positions) for positions in r_peaks], dtype=np.float64).reshape(-1, 2)
     return dict(zip(("largest amplitude", "mean |slope|", "heart rate", "RR irregularity"),
-                    (*np.concatenate(size, axis=1).astype(np.float64), *rhythm.T)))
+                    (*np.array(size, dtype=np.float64).T, *rhythm.T)))
 
 
 def describe_rhythm(r_peaks: np.ndarray) -> tuple:
@@ -38,28 +29,22 @@ def describe_rhythm(r_peaks: np.ndarray) -> tuple:
     return 60 / intervals.mean(), np.sqrt(np.mean(changes ** 2)) / intervals.mean() if len(changes) else 0.0
 
 
-def score_people(table: dict, normals: dict | None) -> dict:
+def score_people(table: dict, normals: dict) -> dict:
     """{name: (records,)}: age, its distance from the normals' mean age, and being male; those that tables tell.
 
-    table, normals: columns of the records and of the training normals, or None. A record without an age or sex is
-    scored as the mean of the others.
+    table, normals: columns of load_table, of the records and of the training normals, {} where there is none. A record
+    without an age or sex is scored as the mean of the others.
     """
-    scores, mean_age = {}, np.nan
-    if normals and np.isfinite(normals.get("age", np.array([np.nan]))).any():
-        mean_age = np.nanmean(normals["age"])
-    age, sex = table.get("age"), table.get("sex")
-    if age is not None and np.isfinite(age).any():
-        scores["age"] = fill(age)
-        if np.isfinite(mean_age):
-            scores["|age - mean|"] = fill(np.abs(age - mean_age))
-    if sex is not None and np.isfinite(sex).any():
-        scores["sex"] = fill(np.where(np.isfinite(sex), sex == MALE, np.nan))
+    scores = {}
+    ages, sexes, usual = (known.get(name, np.array([])) for known, name in
+                          ((table, "age"), (table, "sex"), (normals, "age")))
+    if np.isfinite(ages).any():
+        scores["age"] = np.where(np.isfinite(ages), ages, np.nanmean(ages))
+        if np.isfinite(usual).any():
+            scores["|age - mean|"] = np.abs(scores["age"] - np.nanmean(usual))
+    if (sexes != "").any():
+        scores["sex"] = np.where(sexes == "", (sexes[sexes != ""] == "M").mean(), sexes == "M")
     return scores
-
-
-def fill(values: np.ndarray) -> np.ndarray:
-    """(N,) with the mean of what is known in place of NaN."""
-    return np.where(np.isfinite(values), values, np.nanmean(values))
 
 
 def make_maps(records: Records, r_peaks: list) -> dict:
@@ -70,7 +55,7 @@ def make_maps(records: Records, r_peaks: list) -> dict:
     """
     def smooth(maps):
         return smooth_maps(torch.from_numpy(maps)).numpy()
-    normalised = np.stack([normalize_leads(record) for block in blocks(records) for record in block]).astype(np.float32)
+    normalised = np.stack([normalize_leads(record) for record in records.iterate()]).astype(np.float32)
     nearness = np.zeros_like(normalised)
     for row, positions in enumerate(r_peaks):
         positions = positions if len(positions) else valid_beats(positions)[0]
