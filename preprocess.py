@@ -32,6 +32,8 @@ from ecg import download
 from ecg import ludb
 from ecg import ptbxl
 from ecg import signals
+from ecg.r_peaks import find_r_peaks_by_heartpy, find_r_peaks_by_slope
+from ecg.staging import RowWriter, Staging
 from utils import UserError, git_commit, run, unwritable, usable_cores, versions
 
 MOST_WORKERS = 10                                      # by default: 0.12 GB each, less than 1.5 GB in all
@@ -109,7 +111,7 @@ def load_marked_points(path: str | None) -> dict:
 
 
 def prepare_record(task: tuple) -> tuple:
-    """(ecg_id, path, sampling rate) -> (ecg_id, filtered (5000, 12) float32 in mV, R peaks, "").
+    """(ecg_id, path, sampling rate) -> (ecg_id, filtered (5000, 12) float32 in mV, R peaks by detector, "").
 
     Where the record cannot be used: (ecg_id, None, None, reason).
     """
@@ -118,21 +120,23 @@ def prepare_record(task: tuple) -> tuple:
         filtered = signals.filter_leads(signals.read_record(path, sampling_rate))
     except signals.RecordError as error:
         return ecg_id, None, None, str(error)
-    return ecg_id, filtered.astype(np.float32), signals.find_r_peaks(filtered[:, signals.LEAD_II]), ""
+    r_peaks = {"heartpy": find_r_peaks_by_heartpy(filtered[:, signals.LEAD_II]),
+               "slope": find_r_peaks_by_slope(filtered)}
+    return ecg_id, filtered.astype(np.float32), r_peaks, ""
 
 
 class SplitWriter:
     """The array of one split with everything that stands beside it."""
 
-    def __init__(self, staging: arrays.Staging, split: str):
+    def __init__(self, staging: Staging, split: str):
         self.staging, self.split, self.points = staging, split, None
         self.normalised = split in arrays.NORMALISED_SPLITS
         self.path = arrays.signal_path(staging.data_path, split)
         self.label_path = arrays.label_path(staging.data_path, split) if split in arrays.LABEL_FILES else None
         record_shape = (signals.RECORD_LENGTH, len(signals.LEAD_NAMES))
-        self.signals = arrays.RowWriter(staging.stage(self.path), record_shape, np.float32)
+        self.signals = RowWriter(staging.stage(self.path), record_shape, np.float32)
         if split == "benchmark":
-            self.points = arrays.RowWriter(staging.stage(self.label_path), record_shape, np.uint8)
+            self.points = RowWriter(staging.stage(self.label_path), record_shape, np.uint8)
         self.r_peaks, self.records, self.low, self.high, self.phases = [], [], [], [], []
 
     def append(self, record: dict, filtered, r_peaks, points=None, phases=None):
@@ -149,7 +153,7 @@ class SplitWriter:
         if phases is not None:
             self.phases.append(phases)
         self.r_peaks.append(r_peaks)
-        self.records.append(record | {"r_peaks": len(r_peaks)})
+        self.records.append(record | {"r_peaks": len(r_peaks["heartpy"])})
 
     def finish(self) -> dict:
         """Complete the array and stage its sidecars; returns the manifest's entry."""
@@ -166,10 +170,12 @@ class SplitWriter:
             self.points.finish()
         elif self.label_path:
             self.staging.write(self.label_path, lambda file: np.save(file, table["label"].to_numpy(np.uint8)))
-        self.staging.write(arrays.records_path(data_path, self.split),
+        self.staging.write(arrays.table_path(data_path, self.split),
                            lambda file: file.write(table.to_csv(index=False).encode()))
-        self.staging.write(arrays.r_peaks_path(data_path, self.split),
-                           lambda file: arrays.pack_r_peaks(file, self.r_peaks, identity))
+        for detector in arrays.R_PEAKS_FILES:
+            of_detector = [peaks[detector] for peaks in self.r_peaks]
+            self.staging.write(arrays.r_peaks_path(data_path, self.split, detector),
+                               lambda file: arrays.pack_r_peaks(file, of_detector, detector, identity))
         return {"shape": list(written.shape), "fingerprint": identity}
 
 
@@ -219,14 +225,14 @@ def stream_ptbxl(records: pd.DataFrame, truth: dict, writers: dict, arguments) -
     outcome = {}
     progress = tqdm(prepare_all(tasks, arguments.workers), total=len(tasks), desc="preprocess", unit="record")
     for record, (ecg_id, filtered, r_peaks, reason) in zip(wanted, progress, strict=True):
-        outcome[ecg_id] = (reason, 0 if reason else len(r_peaks))
+        outcome[ecg_id] = (reason, 0 if reason else len(r_peaks["heartpy"]))
         if not reason:
             for split in ptbxl.destinations(record, truth):
                 writers[split].append(ptbxl.table_row(record), filtered, r_peaks, truth.get(ecg_id))
     return pd.DataFrame.from_dict(outcome, orient="index", columns=["reason", "r_peaks"])
 
 
-def write_ptbxl(staging: arrays.Staging, records: pd.DataFrame, present: pd.Series, truth: dict, arguments) -> dict:
+def write_ptbxl(staging: Staging, records: pd.DataFrame, present: pd.Series, truth: dict, arguments) -> dict:
     """Stage the arrays of PTB-XL's records that are present; returns the manifest."""
     writers = {split: SplitWriter(staging, split) for split in
                ("train", "val", "test", *(["benchmark"] if truth else []))}
@@ -241,7 +247,7 @@ def write_ptbxl(staging: arrays.Staging, records: pd.DataFrame, present: pd.Seri
             **({"benchmark": source | {"records_in_truth": len(truth)}} if truth else {})}
 
 
-def write_ludb(staging: arrays.Staging, source: dict, present: dict, missing: int, arguments) -> tuple:
+def write_ludb(staging: Staging, source: dict, present: dict, missing: int, arguments) -> tuple:
     """Stage the benchmark of LUDB's records that are present; returns the manifest's entries of data set and array.
 
     source: of ludb.source_of; missing: how many of the wanted records are not present.
@@ -253,14 +259,15 @@ def write_ludb(staging: arrays.Staging, source: dict, present: dict, missing: in
         try:
             if reason:
                 raise signals.RecordError(reason)
-            diagnoses, phases = ludb.read_diagnoses(present[number]), ludb.read_phases(present[number])
+            comments, phases = ludb.read_comments(present[number]), ludb.read_phases(present[number])
+            diagnoses = ludb.diagnoses_in(comments)
         except signals.RecordError as error:
             lost.append({"ecg_id": number, "reason": str(error)})
             continue
         labels = ludb.mark(phases, diagnoses)
-        writer.append({"ecg_id": number, "label": int((labels == 1).any()),
-                       "diagnoses": ludb.join_diagnoses(diagnoses)}, filtered, r_peaks, labels, phases)
-        audit.add(phases, diagnoses, labels, r_peaks)
+        writer.append({"ecg_id": number, "patient_id": "", **ludb.person_in(comments),
+                       "label": int((labels == 1).any()), "diagnoses": ludb.join_diagnoses(diagnoses)}, filtered, r_peaks, labels, phases)
+        audit.add(phases, diagnoses, labels, r_peaks["heartpy"])
     if len(lost) == len(present):
         raise UserError(f"no record in {arguments.ludb_path} can be used (record {lost[0]['ecg_id']}: "
                         f"{lost[0]['reason']}); download it again")
@@ -294,7 +301,7 @@ def write_all(old: dict, ptbxl_inputs: tuple | None, ludb_inputs: tuple | None, 
     """
     data_path, staging = Path(arguments.data_path), None
     try:
-        staging = arrays.Staging(data_path)
+        staging = Staging(data_path)
         manifest = write_ptbxl(staging, *ptbxl_inputs, arguments) if ptbxl_inputs else old
         if ludb_inputs:
             manifest = with_benchmark(manifest, *write_ludb(staging, *ludb_inputs, arguments))

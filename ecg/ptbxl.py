@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ecg.arrays import SIMULATED_MARKER, TEST_FOLD, VALIDATION_FOLD
+from ecg.arrays import OLDEST, SIMULATED_MARKER, TEST_FOLD, VALIDATION_FOLD
 from utils import UserError
 
 FILE_COLUMN = {100: "filename_lr", 500: "filename_hr"}
@@ -50,7 +50,8 @@ def load_superclasses(path: Path) -> dict:
 
 
 def load_ptbxl(ptbxl_path: Path, sampling_rate: int, limit: int | None) -> pd.DataFrame:
-    """PTB-XL's records: index ecg_id; columns fold, file (without extension), statements, superclasses, kind.
+    """PTB-XL's records: index ecg_id; columns fold, file (without extension), statements, superclasses, kind,
+    patient_id, age, sex.
 
     The superclasses of a record are the sorted set of diagnostic_class over its diagnostic statements.
     """
@@ -69,12 +70,21 @@ def load_ptbxl(ptbxl_path: Path, sampling_rate: int, limit: int | None) -> pd.Da
             raise UserError(f"{table_path}: record {row['ecg_id']} has an unreadable ecg_id, scp_codes or strat_fold; "
                             "download it again") from error
         superclasses = tuple(sorted({diagnostic_class[code] for code in codes if code in diagnostic_class}))
-        rows.append((ecg_id, fold, str(row[FILE_COLUMN[sampling_rate]]), codes, superclasses, classify(superclasses)))
-    records = pd.DataFrame(rows, columns=["ecg_id", "fold", "file", "statements", "superclasses", "kind"])
+        rows.append((ecg_id, fold, str(row[FILE_COLUMN[sampling_rate]]), codes, superclasses, classify(superclasses),
+                     *person_in(row)))
+    records = pd.DataFrame(rows, columns=["ecg_id", "fold", "file", "statements", "superclasses", "kind",
+                                          "patient_id", "age", "sex"])
     if not len(records) or records["ecg_id"].duplicated().any():
         raise UserError(f"{table_path} holds no record, or an ecg_id twice; download it again")
     records.attrs["records_in_table"] = len(table)
     return records.set_index("ecg_id")
+
+
+def person_in(row: dict) -> tuple:
+    """(patient_id, age, sex) of a row of the table, as arrays.load_table has them; "" where unknown."""
+    patient, age, sex = (pd.to_numeric(row.get(name), errors="coerce") for name in ("patient_id", "age", "sex"))
+    return ("" if pd.isna(patient) else f"{patient:.0f}", "" if pd.isna(age) else int(min(age, OLDEST)),
+            {0: "M", 1: "F"}.get(sex, ""))
 
 
 def split_of(fold: int) -> str:
@@ -119,7 +129,8 @@ def destinations(record, truth: dict) -> list:
 
 def table_row(record) -> dict:
     """What the tables of records say of one of load_ptbxl's rows (a named tuple)."""
-    return {"ecg_id": record.Index, "fold": record.fold, "label": int(record.kind != "normal"),
+    return {"ecg_id": record.Index, "patient_id": record.patient_id, "age": record.age, "sex": record.sex,
+            "fold": record.fold, "label": int(record.kind != "normal"),
             "superclasses": " ".join(record.superclasses), "statements": " ".join(record.statements)}
 
 

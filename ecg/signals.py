@@ -4,14 +4,13 @@ wfdb and heartpy are imported where they are used: training and scoring on prepa
 """
 import os
 import re
-import warnings
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from scipy.signal import butter, filtfilt, resample_poly
 
-from utils import UserError
+from utils import UserError, scale_minmax
 
 SAMPLING_RATE = 500                 # Hz, of every array; other records are resampled on reading
 MOST_PARTS = 10_000                 # resampling is by a fraction of whole numbers up to this, exact for whole rates
@@ -21,6 +20,7 @@ LEAD_II = 1                         # the lead that R peaks are found in
 PASS_BAND = (1.0, 25.0)             # Hz
 FILTER_ORDER = 2
 ROUNDING = 1e-9                     # of a lead's values: what varies less is flat
+PLAUSIBLE_HEIGHT = (0.02, 50)       # mV from the lowest to the highest value of a lead, the median of many
 LARGEST_MILLIVOLTS = 1e6            # no ECG comes near it; beyond it scores would leave the range of float32
 GAIN = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?:\([-+]?\d+\))?/(\S+)")    # in WFDB: 1000(0)/mV
 MILLIVOLTS = {"mv": 1.0, "uv": 1e-3}       # not "v": wfdb reads a Greek micro sign as no letter, and µV as V
@@ -187,26 +187,20 @@ def filter_leads(signal: np.ndarray) -> np.ndarray:
 
 def normalize_leads(signal: np.ndarray) -> np.ndarray:
     """Min-max each lead of (samples, leads) to [-1, 1]; a flat lead becomes 0, not 0 / 0."""
-    low, high = signal.min(axis=0), signal.max(axis=0)
-    flat = high == low
-    return np.where(flat, 0.0, 2 * (signal - low) / np.where(flat, 1.0, high - low) - 1)
+    return scale_minmax(signal, signal.min(axis=0), signal.max(axis=0))
 
 
-def find_r_peaks(lead: np.ndarray) -> np.ndarray:
-    """R peaks of a filtered lead (samples,) at 500 Hz, as sample indices (int32), found by HeartPy.
+def doubt_amplitude(records: np.ndarray) -> str:
+    """What is doubtful about the size of records (n, samples, leads), taken for mV: a sentence, or "".
 
-    The unit of the lead does not matter. Empty where HeartPy finds no plausible heart rate (40 to 180 a minute).
-    Raises UserError where HeartPy is not installed.
+    Judged is the median record, and of it the median lead; flat leads tell nothing.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")     # numpy's warnings inside HeartPy, pkg_resources' at its import
-        try:
-            import heartpy
-        except ImportError as error:
-            raise UserError("HeartPy is not installed, and finds the R peaks; pip install -r requirements.txt, or copy "
-                            "the *_r_peaks.npz of the same arrays") from error
-        try:
-            working_data, _ = heartpy.process(np.asarray(lead, dtype=np.float64), SAMPLING_RATE)
-        except Exception:       # on signals without a rhythm HeartPy raises BadSignalWarning, IndexError, ValueError...
-            return np.zeros(0, dtype=np.int32)
-    return np.asarray(working_data["peaklist"], dtype=np.int32)
+    heights = np.ptp(records, axis=1)                                                           # (n, leads)
+    median = np.median(heights[heights > 0]) if heights.any() else 1.0
+    if PLAUSIBLE_HEIGHT[0] <= median <= PLAUSIBLE_HEIGHT[1]:
+        return ""
+    small = median < PLAUSIBLE_HEIGHT[0]
+    guesses = ("the values may be in volts, or may be mV that are called uV" if small else
+               "the values may be in uV, or in steps of the analog-to-digital converter")
+    return (f"a lead spans {median:.3g} mV (median), but an ECG's spans about 1 mV: {guesses}; the scores mean nothing "
+            "before that is corrected")
