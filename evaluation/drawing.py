@@ -63,3 +63,8 @@ def draw_examples(benchmark: Benchmark, examples: list, unit: str, restorations:
         drawn[f"localization_{name}"] = figures.draw_record(figures.Example(
             title, unit, benchmark.lead_names, ecg, restored, truth, scores))
     return drawn
+
+
+def draw_training(history: list) -> dict:
+    """{name: Figure}: the learning curves, where the checkpoint holds its history. history: rows of history.csv."""
+    return {"learning_curves": charts.draw_learning_curves(history)} if history else {}
