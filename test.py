@@ -4,7 +4,6 @@
     python test.py --load_path ./ckpt/mymodel.pt --save_maps 1 --output_dir results/mymodel
     python test.py --load_path ckpt/seed0/model.pt ckpt/seed1/model.pt ckpt/seed2/model.pt    # mean and deviation
     python test.py --protocol none                                             # the scores without a network alone
-    python test.py --load_path ./ckpt/mymodel.pt --record one.hea two.csv      # recordings of one's own
 
 Prints the AUROCs with their intervals, and writes report.md, results.json, detection_scores.csv and the figures; with
 --save_maps 1 the localization maps too. Where fold 9 is there it is scored too, and sets the operating points.
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation import drawing, figures, files, numbers, provenance, recordings, report, rival
+from evaluation import drawing, figures, files, numbers, provenance, report, rival
 from evaluation.localization import choose_examples
 from evaluation.numbers import Scored, Truth
 from evaluation.splits import load_splits
@@ -46,7 +45,6 @@ def parse_arguments() -> argparse.Namespace:
     reporting.add_argument("--figures", type=int, choices=(0, 1), default=1, help="0: leave the figures out")
     reporting.add_argument("--fold9", type=int, choices=(0, 1), default=1, help="0: leave fold 9 out, and with it the "
                            "operating points and combined; saves half the time")
-    recordings.add_flags(parser)
     running = parser.add_argument_group("running")
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: convolutions in bfloat16, "
@@ -156,8 +154,6 @@ def report_average(folder: Path, names: list, runs: list, about: dict):
 def main():
     git_commit()
     arguments = parse_arguments()
-    if arguments.record:
-        return recordings.score_recordings(arguments)
     wanted, output = CHOICES[arguments.protocol], Path(arguments.output_dir)
     paths = arguments.load_path if arguments.load_model else [None]
     names = [f"{number}-{Path(path).stem}" for number, path in enumerate(paths, 1)] if wanted and paths[1:] else ["."]
@@ -181,9 +177,9 @@ def main():
     for name, (model, checkpoint), some in zip(names, networks, protocols):
         scorers = {protocol.name: Scorer(model.to(device).eval(), protocol, arguments.mask_ratio, arguments.amp)
                    for protocol in some}
-        run_ = Run(checkpoint, scorers, {name: score_splits(scorer, splits) for name, scorer in scorers.items()})
+        one = Run(checkpoint, scorers, {name: score_splits(scorer, splits) for name, scorer in scorers.items()})
         if RANK == 0:
-            reports.append(report_run(output / name, run_, truth, rivals, about, arguments.figures,
+            reports.append(report_run(output / name, one, truth, rivals, about, arguments.figures,
                                       arguments.save_maps))
     if reports[1:]:
         report_average(output, names, [entries for entries, _ in reports], about)
@@ -192,7 +188,6 @@ def main():
     print(f"written to {output}: {report.REPORT_FILE}, {files.RESULTS_FILE}, {report.SCORES_FILE}"
           + " and the figures" * arguments.figures)
     stop_processes()
-    return None
 
 
 if __name__ == "__main__":

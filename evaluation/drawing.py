@@ -21,6 +21,8 @@ def figure_names() -> list:
 
 def draw_detection(cohort: Cohort, scores: dict, entries: dict) -> dict:
     """{name: Figure}: the curves of scores {name: {"test": (records,), ...}}, and histograms of the protocols'."""
+    if not scores:
+        return {}
     of_test = {name: np.asarray(score["test"]) for name, score in scores.items()}
     curves = {name: {**metrics.curves(cohort.labels, score, cohort.resamples),
                      **metrics.rank_records(cohort.labels, score, cohort.resamples)} for name, score in of_test.items()}
