@@ -34,7 +34,7 @@ SIGNAL_FILES = {"train": "train.npy", "val": "val.npy", "test": "test.npy", "ben
 LABEL_FILES = {"val": "val_label.npy", "test": "label.npy", "benchmark": "benchmark_label.npy"}
 R_PEAKS_FILES = {"heartpy": "{}_r_peaks.npz", "slope": "{}_r_peaks_slope.npz"}      # by detector
 MANIFEST = "manifest.json"
-UNFINISHED = "unfinished"                   # folder in data/ of a run of preprocess.py that has not ended
+UNFINISHED = "preprocess_unfinished"        # folder in data/ of a run of preprocess.py that has not ended
 SIMULATED_MARKER = "SYNTHETIC.txt"          # stands in a PTB-XL-shaped folder whose ECGs are simulated
 VALIDATION_FOLD, TEST_FOLD = 9, 10
 EXCLUDED = 255                              # a benchmark point without a truth: outside the annotated span, or unclear
@@ -272,9 +272,9 @@ def load_details(data_path, split: str, signals: np.ndarray) -> dict | None:
     return details
 
 
-def load_manifest(data_path) -> dict | None:
+def load_manifest(data_path, name: str = MANIFEST) -> dict | None:
     """The manifest, or None where there is none (the published implementation's own arrays). Raises UserError."""
-    path = Path(data_path) / MANIFEST
+    path = Path(data_path) / name
     try:
         manifest = json.loads(path.read_text())
         if not isinstance(manifest, dict) or not isinstance(manifest.get("arrays"), dict):
