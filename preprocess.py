@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from ecg import arrays, download, ludb, ptbxl, signals
 from ecg.r_peaks import find_r_peaks_by_heartpy, find_r_peaks_by_slope
+from ecg.wfdb_files import read_record
 from ecg.writing import RECORD_SHAPE, SplitWriter, Staging, is_ours, require_replaceable
 from utils import UserError, git_commit, require_writable, run, unwritable, usable_cores, versions
 
@@ -84,7 +85,7 @@ def prepare_record(task: tuple) -> tuple:
     """
     ecg_id, path, sampling_rate = task
     try:
-        filtered = signals.filter_leads(signals.read_record(path, sampling_rate))
+        filtered = signals.filter_leads(read_record(path, sampling_rate))
     except signals.RecordError as error:
         return ecg_id, None, {}, str(error)
     r_peaks = {"heartpy": find_r_peaks_by_heartpy(filtered[:, signals.LEAD_II]),
