@@ -1,0 +1,65 @@
+"""Which figures a report has: charts of all scores, and records of the benchmark. Each is named as its file is."""
+import numpy as np
+
+from ecg.arrays import EXCLUDED
+from evaluation import charts, figures, metrics
+from evaluation.detection import Cohort
+from evaluation.localization import Benchmark, example_names
+from evaluation.numbers import best_rival, name_aurocs, name_rivals
+
+GROUP_CHARTS = {"by_superclass": "Detection by superclass, against the normals",
+                "by_statement": "Detection by SCP statement, against the normals",
+                "by_diagnosis": "Localization by diagnosis", "by_lead": "Localization by lead"}
+CHARTS = ("detection_curves", "score_histograms", *(f"auroc_{grouping}" for grouping in GROUP_CHARTS),
+          "learning_curves")
+
+
+def figure_names() -> list:
+    """The name of every figure that a report may have."""
+    return [*CHARTS, *(f"localization_{name}" for name in example_names())]
+
+
+def draw_detection(cohort: Cohort, scores: dict, entries: dict) -> dict:
+    """{name: Figure}: the curves of scores {name: {"test": (records,), ...}}, and histograms of the protocols'."""
+    of_test = {name: np.asarray(score["test"]) for name, score in scores.items()}
+    curves = {name: {**metrics.curves(cohort.labels, score, cohort.resamples),
+                     **metrics.rank_records(cohort.labels, score, cohort.resamples)} for name, score in of_test.items()}
+    drawn = {"detection_curves": charts.draw_detection_curves(curves, float(cohort.labels.mean()))}
+    if entries:
+        thresholds = {name: {kind: point["threshold"] for kind, point in
+                             (entry["detection"]["operating_points"] or {}).items()} for name, entry in entries.items()}
+        drawn["score_histograms"] = charts.draw_score_histograms({name: of_test[name] for name in entries},
+                                                                 cohort.labels, thresholds)
+    return drawn
+
+
+def draw_groups(entries: dict, baselines: dict) -> dict:
+    """{name: Figure}: AUROCs by group, those of every protocol and of the best score without a network."""
+    rivals, drawn = name_rivals(baselines), {}
+    values = {name: name_aurocs(entry["detection"], entry["localization"]) for name, entry in entries.items()}
+    titles = {f"by_diagnosis: {key}": f"{found['title']} (n={found['records']})" for entry in entries.values()
+              for key, found in (entry["localization"] or {}).get("by_diagnosis", {}).items()}
+    titles |= {f"{grouping}: {key}": f"{key} (n={found['records']})" for entry in entries.values()
+               for grouping in ("by_superclass", "by_statement") for key, found in entry["detection"][grouping].items()}
+    for grouping, title in GROUP_CHARTS.items():
+        numbers = dict.fromkeys(number for of in values.values() for number in of if number.startswith(grouping + ":"))
+        groups = {titles.get(number, number.partition(": ")[2]): {
+            **{name: of[number] for name, of in values.items() if number in of},
+            "best without a network": best_rival(rivals, number)[1]} for number in numbers}
+        if groups:
+            drawn[f"auroc_{grouping}"] = charts.draw_group_aurocs(groups, title)
+    return drawn
+
+
+def draw_examples(benchmark: Benchmark, examples: list, unit: str, restorations: tuple, maps: np.ndarray) -> dict:
+    """{name: Figure} of the records that choose_examples chose.
+
+    unit: of restorations, (ECGs, restored), (n, 4800, leads) each; maps: (n, 4800, leads).
+    """
+    drawn = {}
+    for (row, name, title), ecg, restored, scores in zip(examples, *restorations, maps):
+        labels = benchmark.labels[row]
+        truth = np.where(labels <= 1, labels, EXCLUDED).astype(np.uint8)
+        drawn[f"localization_{name}"] = figures.draw_record(figures.Example(
+            title, unit, benchmark.lead_names, ecg, restored, truth, scores))
+    return drawn

@@ -1,0 +1,63 @@
+"""The files of a report: nothing of the user's is ever removed or overwritten, and no disk that fills up costs a report.
+
+results.json names every file of its report with the SHA-256 of its content ("files"), and those of the report that
+stood there before ("earlier_files"): a run that is killed between two renames leaves a mixture, and it is still ours.
+"""
+import hashlib
+import json
+import operator
+from pathlib import Path
+
+from utils import UserError, pack_json, sha256_of, write_together
+
+RESULTS_FILE = "results.json"
+REMEDY = "choose another --output_dir, or move it away"
+
+
+def read_manifest(folder: Path) -> dict:
+    """{name: SHA-256s of what a report of ours wrote under it} of a folder. Raises UserError.
+
+    A results.json that is not of a report is the user's, so nothing may be written there.
+    """
+    path = folder / RESULTS_FILE
+    if not path.exists():
+        return {}
+    try:
+        results = json.loads(path.read_text())
+        listed = [results["files"], results["earlier_files"]]
+        return {name: {str(files[name]) for files in listed if name in files}
+                for name in {name for files in listed for name in files} if Path(name).name == name}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path} is not a report that this test.py wrote, and is not overwritten; {REMEDY}") from error
+
+
+def is_ours(path: Path, manifest: dict) -> bool:
+    """Whether a file is still as a report of ours wrote it."""
+    return path.name in manifest and path.is_file() and sha256_of(path) in manifest[path.name]
+
+
+def require_ours(folder, names):
+    """Raise UserError where one of these names in a folder is a file that no report of ours wrote, or that changed."""
+    manifest = read_manifest(Path(folder))
+    for name in names:
+        path = Path(folder) / name
+        if path.exists() and name != RESULTS_FILE and not is_ours(path, manifest):
+            how = "was changed since a report wrote it" if name in manifest else "was not written by a report"
+            raise UserError(f"{path} {how}, and is not overwritten; {REMEDY}")
+
+
+def write_report(folder, contents: dict, results: dict):
+    """Write the files of a report, {name: bytes}, and results.json, which names them; all are whole on the disk first.
+
+    What an earlier report left here and this one does not write is removed, if nobody changed it. Raises UserError.
+    """
+    folder = Path(folder)
+    require_ours(folder, contents)
+    manifest = read_manifest(folder)
+    earlier = {name: sha256_of(folder / name) for name in manifest if is_ours(folder / name, manifest)}
+    results = pack_json({**results, "files": {name: hashlib.sha256(content).hexdigest()
+                                              for name, content in contents.items()}, "earlier_files": earlier})
+    write_together({folder / name: operator.methodcaller("write", content)
+                    for name, content in {RESULTS_FILE: results, **contents}.items()})
+    for name in set(earlier) - set(contents):
+        (folder / name).unlink()
