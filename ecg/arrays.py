@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ecg.r_peaks import find_r_peaks_by_heartpy, find_r_peaks_by_slope
-from ecg.signals import LARGEST_MILLIVOLTS, LEAD_II, RECORD_LENGTH, doubt_amplitude
+from ecg.signals import LARGEST_MILLIVOLTS, LEAD_II, RECORD_LENGTH, doubt_height, median_height
 from utils import UserError, undo_minmax, write_atomically
 
 NORMALISED_SPLITS = ("train", "benchmark")     # stored in [-1, 1], as published
@@ -156,7 +156,7 @@ def open_records(data_path, split: str, leads: int) -> Records:
         bounds = details and (details["low"], details["high"])
         return Records(signals, SIGNAL_FILES[split], bounds, in_millivolts=bool(bounds))
     records = Records(signals, SIGNAL_FILES[split])
-    doubt = doubt_amplitude(records.read(sample_rows(signals)))
+    doubt = doubt_height(median_height(records.read(sample_rows(signals))))
     if doubt:
         print(f"warning: {path}: {doubt}")
     return records

@@ -65,17 +65,17 @@ def normalize_leads(signal: np.ndarray) -> np.ndarray:
     return scale_minmax(signal, signal.min(axis=0), signal.max(axis=0))
 
 
-def doubt_amplitude(records: np.ndarray) -> str:
-    """What is doubtful about the size of records (n, samples, leads), taken for mV: a sentence, or "".
-
-    Judged is the median record, and of it the median lead; flat leads tell nothing.
-    """
+def median_height(records: np.ndarray) -> float:
+    """What the median lead of records (n, samples, leads) spans. Flat leads tell nothing; 0 where all are flat."""
     heights = np.ptp(records, axis=1)                                                           # (n, leads)
-    median = np.median(heights[heights > 0]) if heights.any() else 1.0
-    if PLAUSIBLE_HEIGHT[0] <= median <= PLAUSIBLE_HEIGHT[1]:
+    return float(np.median(heights[heights > 0])) if heights.any() else 0.0
+
+
+def doubt_height(height: float) -> str:
+    """What is doubtful about a median_height taken for mV: a sentence without a full stop, or ""."""
+    if not height or PLAUSIBLE_HEIGHT[0] <= height <= PLAUSIBLE_HEIGHT[1]:
         return ""
-    small = median < PLAUSIBLE_HEIGHT[0]
-    guesses = ("the values may be in volts, or may be mV that are called uV" if small else
-               "the values may be in uV, or in steps of the analog-to-digital converter")
-    return (f"a lead spans {median:.3g} mV (median), but an ECG's spans about 1 mV: {guesses}; the scores mean nothing "
+    guesses = ("the values may be volts, or mV that are called uV" if height < PLAUSIBLE_HEIGHT[0] else
+               "the values may be uV that are called mV, or steps of a converter")
+    return (f"a lead spans {height:.3g} mV (median), but an ECG's spans about 1 mV: {guesses}; no score means anything "
             "before that is corrected")
