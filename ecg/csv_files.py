@@ -24,7 +24,7 @@ from ecg.wfdb_files import Recording
 LINES_AT_ONCE = 20_000
 LONGEST_HEAD = 100                          # lines in which the leads must be named
 SEPARATORS = (",", ";", "\t")
-COLUMN = re.compile(r"(.*?)\s*(?:[\[(]\s*([^\[\]()]*?)\s*[\])]|[ _/]([mun]?V|[µμ]V|m?s))?", re.IGNORECASE)          # I [uV]
+COLUMN = re.compile(r"(.*?)\s*(?:[\[(]\s*([^\[\]()]*?)\s*[\])]|[ _/]([mun]?V|[µμ]V|m?s))?", re.I)       # I [uV]
 FACT = re.compile(r"[#%\s]*([^:=,;\t]*?)\s*[:=,;\t]\s*(.*?)[\s,;]*")       # "# rate: 250 Hz", "Sample rate,512 hertz"
 RATE_KEYS = {"rate", "fs", "sfreq", "samplerate", "samplingrate", "frequency", "samplefrequency", "samplingfrequency"}
 UNIT_KEYS = {"unit", "units"}

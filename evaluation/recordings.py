@@ -69,7 +69,7 @@ def score_recording(path, scorers: list, normals: dict, settings: RecordingSetti
     recording, most = Recording(str(path), source.rate), MOST_DRAWN if settings.figures is None else settings.figures
     detectors = {scorer.protocol.detector for scorer in scorers}
     total = source.samples and -(-int(source.samples / source.rate) // (RECORD_LENGTH // SAMPLING_RATE))
-    windows = tqdm(windows_of(source), desc=Path(path).name, total=total, unit="window", leave=False)
+    windows = iter(tqdm(windows_of(source), desc=Path(path).name, total=total, unit="window", leave=False))
     while batch := [prepare_window(*window, detectors) for window in itertools.islice(windows, WINDOWS_AT_ONCE)]:
         records = as_records(batch, str(path))
         scores = {scorer.protocol.name: scorer.score(records, peaks_of(batch, scorer)).scores for scorer in scorers}
