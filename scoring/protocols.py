@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dataloader import PATCH_LENGTH
+from ecg.arrays import VALIDATION_FOLD
 from model import BEAT_LENGTH, GLOBAL_LENGTH, MCF
 from utils import UserError
 
@@ -48,17 +49,20 @@ class Protocol:
 
     detector: of the R peaks, as arrays.load_r_peaks names it; as_stored: whether detection sees records as they are
     stored, else normalised as in training; sum_overlaps: whether the local maps of overlapping beats are summed, else
-    averaged; masks: --mask_ratio -> the masks of the passes, global (P, 4800) and local (P, 480).
+    averaged; masks: --mask_ratio -> the masks of the passes, global (P, 4800) and local (P, 480); fold_held_back: that
+    train.py does not train on.
     """
     name: str
     detector: str
     as_stored: bool
     sum_overlaps: bool
     masks: Callable[[int], tuple]
+    fold_held_back: int | None = None
 
 
 PAPER = Protocol("paper", "heartpy", as_stored=True, sum_overlaps=True, masks=published_masks)
-CLEAN = Protocol("clean", "slope", as_stored=False, sum_overlaps=False, masks=covering_masks)
+CLEAN = Protocol("clean", "slope", as_stored=False, sum_overlaps=False, masks=covering_masks,
+                 fold_held_back=VALIDATION_FOLD)
 PROTOCOLS = {"paper": PAPER, "clean": CLEAN}
 
 
