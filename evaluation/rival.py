@@ -16,7 +16,7 @@ from utils import UserError
 NAME = "no network"                     # the rival in columns and in results.json
 COMBINED, NETWORK = "combined", "clean"  # the protocol of both together, and the network's part of it
 DETECTOR = "slope"                      # of the R peaks, for all of this
-LEAST_NORMALS = 150                     # to fit the rival to: its crossed fits see two thirds of them
+LEAST_NORMALS = 20                      # to fit the rival to
 UNUSUAL = ("record", "lead", "wave", "value", "unit", "usual_low", "usual_high", "z")       # columns of UNUSUAL_FILE
 ROWS_AT_ONCE = 64
 
