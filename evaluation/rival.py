@@ -100,6 +100,7 @@ def pack_unusual(fitted: dict, split: Split, rows: np.ndarray, names: list) -> d
     """{file: bytes}: the ten most unusual measurements of these rows. names: of all records of the split."""
     if not split.records.in_millivolts:
         return {}
+    rows = np.unique(rows)
     features = describe(split.records, split.r_peaks[DETECTOR], rows)
     return {UNUSUAL_FILE: pack_csv(UNUSUAL, [(names[row], *measured) for row, of_record in zip(rows, features)
                                              for measured in without_network.unusual(fitted, of_record)])}
