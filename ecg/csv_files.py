@@ -67,6 +67,7 @@ def open_csv(path, record_rate: float | None, record_unit: str | None) -> Record
         return millivolts_in(min(stated), lead)
     times = [column for column, name in enumerate(table.names) if name.strip('"').lower() in TIME_NAMES]
     leads = find_leads(table.names, factor_of, ignored={"", *(table.names[column] for column in times)})
+    factor = time_factor(table, times[0]) if times else None
     columns = leads.columns + times[:1]
     parts = read_parts(table, columns)
     first = next(parts, None)
@@ -74,12 +75,11 @@ def open_csv(path, record_rate: float | None, record_unit: str | None) -> Record
         raise RecordError("no samples", "name another file")
     rates = {"its head": stated_rate(table.facts.get("rate")), "--record_rate": record_rate}
     if times:
-        factor = time_factor(table, times[0])
         rates["its times"] = rate_of_times(first[:, -1] * factor, agreed_rate(rates), table.first_line)
     rate = agreed_rate(rates)
     leads.columns = list(range(len(leads.columns)))         # of the parts, which hold no others
-    return Recording(rate, None, blocks_of(table, itertools.chain([first], parts), leads, rate,
-                                           factor if times else None), leads.notes)
+    return Recording(rate, None, blocks_of(table, itertools.chain([first], parts), leads, rate, factor),
+                     leads.notes)
 
 
 def blocks_of(table: Table, parts, leads, rate: float, time_factor: float | None):

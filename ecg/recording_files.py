@@ -13,7 +13,7 @@ from ecg.wfdb_files import Recording, find_header, open_wfdb
 LEAST_RATE, MOST_RATE = 100, 20_000         # Hz
 SHORT = 5                                   # samples at 500 Hz, 10 ms, that a recording of 10 s may lack
 FLAT_FOR = 1000                             # samples, 2 s; no heart is silent for longer in one lead alone
-FLAT_RANGE = 0.005                          # of the leads' median height: what varies less is flat
+FLAT_RANGE = 0.01                           # of the leads' median height: what varies less is flat
 
 
 def open_recording(path, record_rate: float | None = None, record_unit: str | None = None) -> Recording:
