@@ -15,7 +15,7 @@ from ecg import arrays
 # seeded weights that know nothing.
 GOLDEN = {"paper": (2 / 3, 0.5190520, 0.5195066, 0.7637266, 0.7631510),
           "clean": (1 / 2, 1.0164779, 0.9840443, 0.7682637, 0.7677146),
-          "combined": (1, -0.432619, 4.031755, None, None), "no network": (1, 0.637064, 8.742230, None, None)}
+          "combined": (1, -0.432619, 4.031755), "no network": (1, 0.637064, 8.742230)}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,10 @@ def test_golden_values(few, published_state, tmp_path):
     assert finished.returncode == 0, finished.stderr
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     scores = pd.read_csv(tmp_path / "results" / "detection_scores.csv").query("split == 'test'")
-    found = {name: (entry["detection_auroc"], *scores[name][[0, 3]], entry["localization_auroc_pooled"],
-                    entry["localization_auroc_per_record"])
-             for name, entry in results.items() if name in ("paper", "clean", "combined")}
-    found["no network"] = (results["baselines"]["detection"]["no network"]["auroc"]["value"],
-                           *scores["trivial: no network"][[0, 3]], None, None)
-    assert set(found) == set(GOLDEN)
+    found = {name: [entry["detection_auroc"], *scores[name][[0, 3]], entry["localization_auroc_pooled"],
+                    entry["localization_auroc_per_record"]] for name, entry in results.items() if name in GOLDEN}
+    found["no network"] = [results["baselines"]["detection"]["no network"]["auroc"]["value"],
+                           *scores["trivial: no network"][[0, 3]]]
+    assert set(found) == set(GOLDEN) and found["combined"][3:] == [None, None]
     for name, values in GOLDEN.items():
-        assert found[name] == pytest.approx(values, rel=5e-4), name
+        assert found[name][:len(values)] == pytest.approx(list(values), rel=5e-4), name
