@@ -1,6 +1,6 @@
 """A small PTB-XL-shaped folder of simulated 12-lead ECGs: try the whole pipeline without any data.
 
-    python synthetic.py --out data/synthetic --records 600 --seed 0
+    python -m tools.synthetic --out data/synthetic --records 600 --seed 0
 
 The folder has the layout of PTB-XL 1.0.3, and localization_truth.npz: ecg_id (M,) int64 and label (M, 5000, 12)
 uint8, 1 = anomalous sample of that lead, for the abnormal records of fold 10. No score on it speaks of real ECGs.
@@ -11,7 +11,6 @@ in space, seen from the chest and limb leads (Sameni et al. 2007, EURASIP J Adv 
 import argparse
 import csv
 import io
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -297,8 +296,8 @@ def prepare_folder(out, seed, records):
             raise UserError(f"--out {out} holds files that synthetic.py did not write; choose a new or empty folder")
         for name in ("ptbxl_database.csv", "scp_statements.csv", "localization_truth.npz"):
             (out / name).unlink(missing_ok=True)
-        for name in ("records100", "records500"):
-            shutil.rmtree(out / name, ignore_errors=True)
+        for path in out.glob("records[15]00/*/[0-9][0-9][0-9][0-9][0-9]_[hl]r.*"):
+            path.unlink()
     text = f"{MARKER_START}: {records} records, --seed {seed}.\nNo score on them says anything about real ECGs.\n"
     write_atomically(marker, lambda file: file.write(text.encode()))
 
