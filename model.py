@@ -209,18 +209,13 @@ def translate_published(state: dict) -> dict:
 
 
 def save_checkpoint(path, model: MCF, **facts):
-    """Write weights with what is known of them, atomically: plain types and tensors only.
+    """Write weights with what is known of them, atomically: plain types and tensors only. Raises UserError.
 
     facts: config, epoch, metrics, ... under these names beside "model_state_dict", "input" and "uncertainty".
     """
-    write_checkpoint(path, {"model_state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
-                            "input": model.input, "uncertainty": model.uncertainty, **facts})
-
-
-def write_checkpoint(path, content: dict):
-    """Write what a checkpoint file shall hold, atomically. Raises UserError."""
     whole = io.BytesIO()                # torch.save to a file says nothing of the disk when it is full
-    torch.save(content, whole)
+    torch.save({"model_state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
+                "input": model.input, "uncertainty": model.uncertainty, **facts}, whole)
     write_atomically(path, lambda file: file.write(whole.getbuffer()))
 
 

@@ -21,6 +21,8 @@ def figure_names() -> list:
 
 def draw_detection(cohort: Cohort, scores: dict, entries: dict) -> dict:
     """{name: Figure}: the curves of scores {name: {"test": (records,), ...}}, and histograms of the protocols'."""
+    if not scores:
+        return {}
     of_test = {name: np.asarray(score["test"]) for name, score in scores.items()}
     curves = {name: {**metrics.curves(cohort.labels, score, cohort.resamples),
                      **metrics.rank_records(cohort.labels, score, cohort.resamples)} for name, score in of_test.items()}
@@ -63,3 +65,8 @@ def draw_examples(benchmark: Benchmark, examples: list, unit: str, restorations:
         drawn[f"localization_{name}"] = figures.draw_record(figures.Example(
             title, unit, benchmark.lead_names, ecg, restored, truth, scores))
     return drawn
+
+
+def draw_training(history: list) -> dict:
+    """{name: Figure}: the learning curves, where the checkpoint holds its history. history: rows of history.csv."""
+    return {"learning_curves": charts.draw_learning_curves(history)} if history else {}
