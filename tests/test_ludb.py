@@ -164,7 +164,8 @@ def write_ludb(folder):
     for number, diagnoses in RECORDS.items():
         wfdb.wrsamp(str(number), fs=500, units=["mV"] * 12, sig_name=[lead.lower() for lead in LEADS], fmt=["16"] * 12,
                     p_signal=make_ecg(number), adc_gain=[1e3] * 12, baseline=[0] * 12, write_dir=str(folder / "data"),
-                    comments=[f"<age>: {40 + number}", f"<sex>: {'FM'[number % 2]}", "<diagnoses>:", "Rhythm: Sinus rhythm.", *diagnoses])
+                    comments=[f"<age>: {40 + number}", f"<sex>: {'FM'[number % 2]}", "<diagnoses>:",
+                              "Rhythm: Sinus rhythm.", *diagnoses])
         for lead in LEADS:
             samples, symbols = annotate(SKIPPED.get((number, lead), ()))
             wfdb.wrann(str(number), "x", np.array(samples), symbol=list(symbols), write_dir=str(folder / "data"))
@@ -214,7 +215,8 @@ def test_benchmark_alone(made):
     r_peaks = arrays.load_r_peaks(data_path, "benchmark", records, "heartpy")
     assert list(table) == ["ecg_id", "patient_id", "age", "sex", "label", "diagnoses", "r_peaks"]
     assert table["ecg_id"].tolist() == list(RECORDS) and len(set(table["patient_id"])) == 4
-    assert table["age"].tolist() == [40 + number for number in RECORDS] and table["sex"].tolist() == ["M", "M", "F", "F"]
+    assert table["age"].tolist() == [40 + number for number in RECORDS]
+    assert table["sex"].tolist() == ["M", "M", "F", "F"]
     assert table["label"].tolist() == [1, 0, 1, 1]
     assert table["r_peaks"].tolist() == [len(found) for found in r_peaks] == [len(STARTS)] * 4
     assert [ludb.split_diagnoses(text)[1:] for text in table["diagnoses"]] == list(RECORDS.values())
