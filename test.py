@@ -84,12 +84,12 @@ def score_splits(scorer: Scorer, splits: dict) -> Scored:
     detector, seconds, scores, maps = scorer.protocol.detector, {}, {}, None
     for name, split in splits.items():
         started = time.perf_counter()
-        found = scorer.score(split.records, split.r_peaks[detector], with_maps=name == "benchmark")
+        result = scorer.score(split.records, split.r_peaks[detector], with_maps=name == "benchmark")
         seconds[name] = time.perf_counter() - started
         if name == "benchmark":
-            maps = found.maps
+            maps = result.maps
         else:
-            scores[name] = found.scores
+            scores[name] = result.scores
     return Scored(scores, maps, detector, seconds)
 
 
@@ -154,17 +154,17 @@ def report_average(folder: Path, names: list, runs: list, about: dict):
 def main():
     git_commit()
     arguments = parse_arguments()
-    wanted, output = CHOICES[arguments.protocol], Path(arguments.output_dir)
+    protocol_names, output = CHOICES[arguments.protocol], Path(arguments.output_dir)
     paths = arguments.load_path if arguments.load_model else [None]
-    names = [f"{number}-{Path(path).stem}" for number, path in enumerate(paths, 1)] if wanted and paths[1:] else ["."]
+    networks = [load_network(path, arguments.dims, arguments.hidden, arguments.seed) for path in paths
+                ] if protocol_names else [(None, provenance.UNKNOWN)]
+    names = [f"{number}-{Path(path).stem}" for number, path in enumerate(paths, 1)] if networks[1:] else ["."]
     for folder in {output, *(output / name for name in names)}:
         require_writable(folder)
-        files.require_ours(folder, report.file_names(wanted * arguments.save_maps, arguments.figures))
+        files.require_ours(folder, report.file_names(protocol_names * arguments.save_maps, arguments.figures))
     device = choose_device(arguments.device, arguments.amp)
     start_processes(device)
-    networks = [load_network(path, arguments.dims, arguments.hidden, arguments.seed) for path in paths] if wanted else [
-        (None, provenance.UNKNOWN)]
-    protocols = [protocols_for(model, wanted) if wanted else () for model, _ in networks]
+    protocols = [protocols_for(model, protocol_names) if protocol_names else () for model, _ in networks]
     splits = load_splits(arguments.data_path, arguments.dims,
                          {rival.DETECTOR, *(protocol.detector for some in protocols for protocol in some)},
                          arguments.fold9)
