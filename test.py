@@ -37,8 +37,8 @@ def parse_arguments() -> argparse.Namespace:
     published.add_argument("--load_path", nargs="+", default=["./ckpt/mymodel.pt"],
                            help="checkpoint, or several of them (default ./ckpt/mymodel.pt)")
     reporting = parser.add_argument_group("report")
-    reporting.add_argument("--protocol", choices=CHOICES, default="all", help="which evaluation; none: no network, only "
-                           "the scores that need none (default %(default)s)")
+    reporting.add_argument("--protocol", choices=CHOICES, default="all", help="which evaluation; none: the scores "
+                           "without a network alone (default %(default)s)")
     reporting.add_argument("--output_dir", default="results/", help="folder of the report (default %(default)s)")
     reporting.add_argument("--save_maps", type=int, choices=(0, 1), default=0,
                            help="write localization_maps_<protocol>.npy, (records, 4800, leads) float32")

@@ -1,4 +1,4 @@
-"""The files of a report: nothing of the user's is ever removed or overwritten, and no disk that fills up costs a report.
+"""The files of a report. Nothing of the user's is removed or overwritten, and no full disk costs an earlier report.
 
 results.json names every file of its report with the SHA-256 of its content ("files"), and those of the report that
 stood there before ("earlier_files"): a run that is killed between two renames leaves a mixture, and it is still ours.

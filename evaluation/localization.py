@@ -74,7 +74,8 @@ def example_names() -> list:
 def choose_examples(benchmark: Benchmark, maps: np.ndarray, protocol: str) -> list:
     """The records to draw: the best, the median and the worst of several diagnoses by their own AUROC.
 
-    maps: (records, 4800, leads) of a protocol, which the titles name. Returns [(row, name for files, title)]. Without diagnoses all records with points of both kinds are one group.
+    maps: (records, 4800, leads) of a protocol, which the titles name. Returns [(row, name for files, title)]. Without
+    diagnoses all records with points of both kinds are one group.
     """
     own = rank_each(benchmark.labels, maps)[:, 0]
     groups = {"all": ("all records", np.isfinite(own))}
