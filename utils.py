@@ -85,7 +85,7 @@ def write_together(files: dict):
 
     No path changes before all files are whole on the disk, so a full one leaves all that was there. Raises UserError.
     """
-    temporary = {Path(path): Path(path).with_name(Path(path).name + ".tmp") for path in files}
+    temporary = {Path(path): Path(path).with_name(f"{Path(path).name}.{os.getpid()}.tmp") for path in files}
     path = None
     try:
         for path, write in zip(temporary, files.values()):

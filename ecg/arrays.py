@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ecg.r_peaks import find_r_peaks_by_heartpy, find_r_peaks_by_slope
-from ecg.signals import LARGEST_MILLIVOLTS, LEAD_II, RECORD_LENGTH, doubt_amplitude
+from ecg.signals import LARGEST_MILLIVOLTS, LEAD_II, RECORD_LENGTH, doubt_height, median_height
 from utils import UserError, undo_minmax, write_atomically
 
 NORMALISED_SPLITS = ("train", "benchmark")     # stored in [-1, 1], as published
@@ -34,7 +34,7 @@ SIGNAL_FILES = {"train": "train.npy", "val": "val.npy", "test": "test.npy", "ben
 LABEL_FILES = {"val": "val_label.npy", "test": "label.npy", "benchmark": "benchmark_label.npy"}
 R_PEAKS_FILES = {"heartpy": "{}_r_peaks.npz", "slope": "{}_r_peaks_slope.npz"}      # by detector
 MANIFEST = "manifest.json"
-UNFINISHED = "unfinished"                   # folder in data/ of a run of preprocess.py that has not ended
+UNFINISHED = "preprocess_unfinished"        # folder in data/ of a run of preprocess.py that has not ended
 SIMULATED_MARKER = "SYNTHETIC.txt"          # stands in a PTB-XL-shaped folder whose ECGs are simulated
 VALIDATION_FOLD, TEST_FOLD = 9, 10
 EXCLUDED = 255                              # a benchmark point without a truth: outside the annotated span, or unclear
@@ -156,7 +156,7 @@ def open_records(data_path, split: str, leads: int) -> Records:
         bounds = details and (details["low"], details["high"])
         return Records(signals, SIGNAL_FILES[split], bounds, in_millivolts=bool(bounds))
     records = Records(signals, SIGNAL_FILES[split])
-    doubt = doubt_amplitude(records.read(sample_rows(signals)))
+    doubt = doubt_height(median_height(records.read(sample_rows(signals))))
     if doubt:
         print(f"warning: {path}: {doubt}")
     return records
@@ -272,9 +272,9 @@ def load_details(data_path, split: str, signals: np.ndarray) -> dict | None:
     return details
 
 
-def load_manifest(data_path) -> dict | None:
+def load_manifest(data_path, name: str = MANIFEST) -> dict | None:
     """The manifest, or None where there is none (the published implementation's own arrays). Raises UserError."""
-    path = Path(data_path) / MANIFEST
+    path = Path(data_path) / name
     try:
         manifest = json.loads(path.read_text())
         if not isinstance(manifest, dict) or not isinstance(manifest.get("arrays"), dict):

@@ -14,6 +14,7 @@ from scipy.signal import find_peaks
 from ecg.signals import SAMPLING_RATE
 from utils import UserError
 
+MOST_DIFFERENCE = 0.25      # between the numbers of beats of two detectors that agree
 SMOOTHING = 20              # samples, 40 ms: joins the upstroke and the downstroke of a QRS, wide ones too
 REFRACTORY = 125            # samples, 250 ms: 240 beats a minute at most
 STEEPEST = 98               # percentile of the slope: QRS complexes take more than 2 % of a record
@@ -69,6 +70,11 @@ def find_r_peaks_by_slope(signal: np.ndarray) -> np.ndarray:
         beats = windows(signal[:, alive], found, HALF_WIDTH + FARTHEST) / noise
         found = found + np.where(alike, tallest(np.median(beats, axis=0)), tallest(beats))
     return found[(found >= 0) & (found < len(signal))].astype(np.int32)
+
+
+def disagree(heartpy: int, slope: int) -> bool:
+    """Whether the two detectors' numbers of beats differ by more than a quarter of the smaller one."""
+    return max(heartpy, slope) > (1 + MOST_DIFFERENCE) * min(heartpy, slope)
 
 
 def without_t_waves(found: np.ndarray, steepness: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ Plain arrays go in, a figure comes out, and pack() makes its files; no window op
 """
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from matplotlib import style
@@ -18,7 +17,6 @@ from matplotlib.ticker import MaxNLocator
 
 from ecg.arrays import EXCLUDED
 from ecg.signals import SAMPLING_RATE
-from utils import write_together
 
 BLACK, BLUE, ORANGE, GREEN, VERMILION, SKY = "#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9"
 STYLE = {"font.size": 7, "axes.titlesize": 8, "legend.frameon": False, "legend.handlelength": 3.5,
@@ -72,12 +70,6 @@ def pack(figure: Figure) -> dict:
         packed[kind] = file.getvalue()
     figure.clear()
     return packed
-
-
-def save_figure(figure: Figure, folder, name: str):
-    """Write folder/name.png and folder/name.pdf. Raises UserError."""
-    write_together({Path(folder) / f"{name}.{kind}": lambda file, content=content: file.write(content)
-                    for kind, content in pack(figure).items()})
 
 
 def marked_window(truth: np.ndarray) -> tuple:
@@ -162,11 +154,6 @@ def write_around(figure: Figure, example: Example, cut: bool):
     figure.legend(handles=[Line2D([], [], label="ECG", **TRACE), Line2D([], [], label="restored", **RESTORED),
                            *(marks if example.truth.any() else ())],
                   loc="lower left", bbox_to_anchor=(8 / width, 2 / height), ncols=2, borderpad=0, borderaxespad=0)
-
-
-def draw_localization(example: Example, folder, name: str, window: tuple | None = None):
-    """draw_record, written as save_figure does it. Raises UserError."""
-    save_figure(draw_record(example, window), folder, name)
 
 
 def draw_lead(axes, strip, example: Example, lead: int, window: tuple, limits: tuple, colours: ScalarMappable):

@@ -14,12 +14,12 @@ RESULTS_FILE = "results.json"
 REMEDY = "choose another --output_dir, or move it away"
 
 
-def read_manifest(folder: Path) -> dict:
+def read_manifest(folder: Path, results_file: str = RESULTS_FILE) -> dict:
     """{name: SHA-256s of what a report of ours wrote under it} of a folder. Raises UserError.
 
     A results.json that is not of a report is the user's, so nothing may be written there.
     """
-    path = folder / RESULTS_FILE
+    path = folder / results_file
     if not path.exists():
         return {}
     try:
@@ -36,28 +36,28 @@ def is_ours(path: Path, manifest: dict) -> bool:
     return path.name in manifest and path.is_file() and sha256_of(path) in manifest[path.name]
 
 
-def require_ours(folder, names):
+def require_ours(folder, names, results_file: str = RESULTS_FILE):
     """Raise UserError where one of these names in a folder is a file that no report of ours wrote, or that changed."""
-    manifest = read_manifest(Path(folder))
+    manifest = read_manifest(Path(folder), results_file)
     for name in names:
         path = Path(folder) / name
-        if path.exists() and name != RESULTS_FILE and not is_ours(path, manifest):
+        if path.exists() and name != results_file and not is_ours(path, manifest):
             how = "was changed since a report wrote it" if name in manifest else "was not written by a report"
             raise UserError(f"{path} {how}, and is not overwritten; {REMEDY}")
 
 
-def write_report(folder, contents: dict, results: dict):
-    """Write the files of a report, {name: bytes}, and results.json, which names them; all are whole on the disk first.
+def write_report(folder, contents: dict, results: dict, results_file: str = RESULTS_FILE):
+    """Write the files of a report, {name: bytes}, and results.json (results_file), which names them; all are whole on the disk first.
 
     What an earlier report left here and this one does not write is removed, if nobody changed it. Raises UserError.
     """
     folder = Path(folder)
-    require_ours(folder, contents)
-    manifest = read_manifest(folder)
+    require_ours(folder, contents, results_file)
+    manifest = read_manifest(folder, results_file)
     earlier = {name: sha256_of(folder / name) for name in manifest if is_ours(folder / name, manifest)}
     results = pack_json({**results, "files": {name: hashlib.sha256(content).hexdigest()
                                               for name, content in contents.items()}, "earlier_files": earlier})
     write_together({folder / name: operator.methodcaller("write", content)
-                    for name, content in {RESULTS_FILE: results, **contents}.items()})
+                    for name, content in {results_file: results, **contents}.items()})
     for name in set(earlier) - set(contents):
         (folder / name).unlink()

@@ -81,7 +81,7 @@ def count_by_score(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray |
     """
     order = np.argsort(scores)
     ordered = scores[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][:len(order)])
     positive = labels[order] == 1
     counted = np.ones(len(order)) if weights is None else weights[:, order]
     return tuple(np.add.reduceat(counted * kind, starts, axis=-1, dtype=np.float64) for kind in (positive, ~positive))

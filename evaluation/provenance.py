@@ -54,3 +54,17 @@ def tell_weights(checkpoint: dict) -> str:
             if config["protocol"] == "paper" else "")
     return (f"weights: {checkpoint['path']}, trained under {config['protocol']}, epoch {checkpoint['epoch']} of "
             f"{config['epochs']}, chosen by {config['select']}{chosen}{seen}")
+
+
+def tell_counts(counts: dict) -> list:
+    """Sentences on the records behind the numbers. counts: of numbers.count_records."""
+    sentences = [f"detection: {counts['records']} records of {counts['patients']} patients, {counts['normal']} normal "
+                 f"and {counts['abnormal']} abnormal; {counts['without_valid_beat']} without a valid beat are scored "
+                 "on evenly spaced windows"]
+    if counts["without_age"]:
+        sentences.append(f"age: {counts['without_age']} records without one are in no age band, and score as the mean")
+    if counts["benchmark_records"]:
+        sentences.append(f"localization: {counts['benchmark_records']} records, "
+                         f"{counts['benchmark_records_with_both_classes']} of them with points of both kinds; "
+                         f"{counts['benchmark_without_valid_beat']} without a valid beat")
+    return sentences

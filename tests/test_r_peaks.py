@@ -1,14 +1,16 @@
-"""ecg/r_peaks.py on simulated beats, on a record of which HeartPy finds every T wave, and against LUDB's cardiologists."""
+"""R peaks on simulated beats, on a record of which HeartPy finds every T wave, and against LUDB's cardiologists."""
 import os
 import subprocess
 import sys
 
+import heartpy
 import numpy as np
 import pytest
 from conftest import SHARED
 
 from ecg import ludb, signals
-from ecg.r_peaks import find_r_peaks_by_slope
+from ecg.r_peaks import disagree, find_r_peaks_by_heartpy, find_r_peaks_by_slope
+from ecg.wfdb_files import read_record
 
 TWO = 2                         # samples, 4 ms
 TOLERANCE = 37                  # samples, 74 ms from the middle of a cardiologist's QRS
@@ -60,9 +62,49 @@ def test_flat_leads_do_not_count():
 
 @pytest.mark.skipif(not DOUBLED_BEATS.with_suffix(".dat").exists(), reason="shared/cases/doubled_beats is absent")
 def test_tall_t_waves_are_no_beats():
-    signal = signals.filter_leads(signals.read_record(DOUBLED_BEATS, 500))
+    signal = signals.filter_leads(read_record(DOUBLED_BEATS, 500))
     assert len(find_r_peaks_by_slope(signal)) == len(find_r_peaks_by_slope(signal[:, [signals.LEAD_II]])) == 8
 
+
+# ---- HeartPy
+
+def rhythm():
+    """Lead II of an irregular rhythm, and its R peaks."""
+    places = np.arange(250, 4800, 400) + np.round(10 * np.sin(np.arange(12)))
+    return simulate(places)[:, signals.LEAD_II].astype(np.float32), places
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")       # HeartPy's, of measures that are not used
+def test_r_peaks_are_heartpys_and_at_the_beats():
+    """The peaklist of HeartPy's process(), one at each beat to 10 ms, whatever the unit of the lead."""
+    lead, places = rhythm()
+    found = find_r_peaks_by_heartpy(lead)
+    assert found.dtype == np.int32 and np.array_equal(found, heartpy.process(lead.astype(float), 500.0)[0]["peaklist"])
+    assert len(found) == len(places) and np.abs(found - places).max() <= 5
+    for other in (1000 * lead, signals.normalize_leads(lead)):
+        assert np.array_equal(found, find_r_peaks_by_heartpy(other))
+
+
+@pytest.mark.parametrize("lead", [
+    np.zeros(5000), np.full(5000, -3.0), np.full(5000, np.nan), np.full(5000, np.inf), np.zeros(0), np.ones(1),
+    np.eye(1, 5000, 2500)[0], np.repeat([0.0, 1.0], 2500), np.arange(5000.0), np.sin(np.arange(5000) / 3),
+    np.random.default_rng(2).normal(size=5000), np.cumsum(np.random.default_rng(2).normal(size=5000))])
+def test_leads_without_a_rhythm_have_no_r_peaks_or_valid_ones(lead):
+    """HeartPy raises all kinds of errors on them: each means an empty array, no record is dropped."""
+    before = lead.copy()
+    for found in (find_r_peaks_by_heartpy(lead), find_r_peaks_by_slope(np.nan_to_num(lead, posinf=0)[:, None])):
+        assert found.dtype == np.int32 and (np.diff(found) > 0).all() and ((found >= 0) & (found < len(lead))).all()
+    assert np.array_equal(lead, before, equal_nan=True), "the lead was changed in place"
+
+
+def test_a_quarter_more_beats_is_no_agreement():
+    assert not disagree(10, 8) and not disagree(8, 10) and disagree(11, 8) and disagree(0, 1) and not disagree(0, 0)
+    if DOUBLED_BEATS.with_suffix(".dat").exists():
+        lead = signals.filter_leads(read_record(DOUBLED_BEATS, 500))[:, signals.LEAD_II]
+        assert len(find_r_peaks_by_heartpy(lead)) == 29 and disagree(29, 8)
+
+
+# ---- LUDB
 
 @pytest.fixture(scope="module")
 def ludb_path(tmp_path_factory):
@@ -86,7 +128,7 @@ def test_the_cardiologists_agree(ludb_path):
         qrs = ludb.delineate(marked.sample, marked.symbol) == 1 + ludb.PHASES.index("QRS")
         edges = np.flatnonzero(np.diff(qrs, prepend=False, append=False))
         truth = (edges[::2] + edges[1::2] - 1) / 2
-        peaks = find_r_peaks_by_slope(signals.filter_leads(signals.read_record(path, 500)))
+        peaks = find_r_peaks_by_slope(signals.filter_leads(read_record(path, 500)))
         near = np.abs(peaks[:, None] - truth) <= TOLERANCE
         assert (near.sum(axis=0) <= 1).all()
         beats, right = beats + len(truth), right + np.count_nonzero(near.any(axis=0))

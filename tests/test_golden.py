@@ -1,0 +1,55 @@
+"""Golden values, a few a protocol, from arrays through the network to results.json: what no change may move unseen."""
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import run_script
+
+from dataloader import valid_beats
+from ecg import arrays
+
+# {score: (detection AUROC, scores of the first normal and the first abnormal record, pooled and per-record AUROC)}, of
+# seeded weights that know nothing.
+GOLDEN = {"paper": (2 / 3, 0.5190520, 0.5195066, 0.7637266, 0.7631510),
+          "clean": (1 / 2, 1.0164779, 0.9840443, 0.7682637, 0.7677146),
+          "combined": (1, -0.432619, 4.031755), "no network": (1, 0.637064, 8.742230)}
+
+
+@pytest.fixture(scope="module")
+def few(simulated, tmp_path_factory):
+    """A few of the simulated records, two beats of each."""
+    folder = tmp_path_factory.mktemp("few")
+    shutil.copytree(simulated, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("val*", "test*", "bench*"))
+    for split, normal, abnormal in (("test", 3, 4), ("val", 3, 3), ("benchmark", 2, 0)):
+        records = arrays.open_records(simulated, split, 12)
+        labels = np.load(arrays.label_path(simulated, split))
+        kinds = np.zeros(len(records)) if split == "benchmark" else labels
+        rows = np.concatenate([np.flatnonzero(kinds == 0)[:normal], np.flatnonzero(kinds == 1)[:abnormal]])
+        np.save(arrays.signal_path(folder, split), records.signals[rows])
+        np.save(arrays.label_path(folder, split), labels[rows])
+        identity = arrays.fingerprint(records.signals[rows])
+        for detector in ("heartpy", "slope"):
+            peaks = arrays.load_r_peaks(simulated, split, records, detector)
+            with open(arrays.r_peaks_path(folder, split, detector), "wb") as file:
+                arrays.pack_r_peaks(file, [valid_beats(peaks[row])[0][:2] for row in rows], detector, identity)
+    return folder
+
+
+def test_golden_values(few, published_state, tmp_path):
+    """Detection and localization under every protocol are what they were; so a flipped sign or a shifted beat shows."""
+    torch.save({"model_state_dict": published_state}, tmp_path / "model.pt")
+    finished = run_script("test.py", "--data_path", few, "--load_path", tmp_path / "model.pt", "--figures", 0,
+                          "--output_dir", tmp_path / "results")
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    scores = pd.read_csv(tmp_path / "results" / "detection_scores.csv").query("split == 'test'")
+    found = {name: [entry["detection_auroc"], *scores[name][[0, 3]], entry["localization_auroc_pooled"],
+                    entry["localization_auroc_per_record"]] for name, entry in results.items() if name in GOLDEN}
+    found["no network"] = [results["baselines"]["detection"]["no network"]["auroc"]["value"],
+                           *scores["trivial: no network"][[0, 3]]]
+    assert set(found) == set(GOLDEN) and found["combined"][3:] == [None, None]
+    for name, values in GOLDEN.items():
+        assert found[name][:len(values)] == pytest.approx(list(values), rel=5e-4), name
