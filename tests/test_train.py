@@ -1,5 +1,6 @@
 """Training: reproducible, resumable, honest about how the epoch was chosen, and clear about what stops it."""
 import csv
+import resource
 from functools import partial
 
 import numpy as np
@@ -214,6 +215,19 @@ def test_weights_that_are_not_finite(train_in, tmp_path, monkeypatch):
     assert contents(tmp_path / "last.pt")["epoch"] == 1
 
 
+def test_full_disk(train_in, tmp_path):
+    """The files of an earlier run survive a disk that fills up; the run ends in a sentence."""
+    assert train_in("--epochs", 1, "--reference", 0).returncode == 0
+    before, limit = {path: path.read_bytes() for path in tmp_path.iterdir()}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))       # refuses to write as a full disk does
+    try:
+        finished = train_in("--epochs", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert finished.returncode == 2 and "model.pt could not be written (File too large)" in finished.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_training_out_of_memory(train_in, monkeypatch):
     """A step that the GPU does not hold names --batch_size."""
     def fill(*_):
@@ -228,7 +242,7 @@ def falling(train_in, tmp_path, monkeypatch):
     """train_in without steps, where the first of three epochs is the best on fold 9; and its model.pt."""
     monkeypatch.setattr(train, "train_one_epoch", lambda model, step, batches, epoch, table: (
         torch.nn.init.constant_(model.norm.bias, epoch), dict.fromkeys(train.TERMS, 0.5))[1])
-    monkeypatch.setattr(train.Validation, "auroc", lambda _, model, *others: 1 / float(model.norm.bias[0]))
+    monkeypatch.setattr(train.Validation, "auroc", lambda _, model, *others: 1 / float(model.norm.bias.detach()[0]))
     monkeypatch.setattr(train, "score_normals", lambda *_, **options: {"fold9_normals": {"clean": [0.25]}})
     return partial(train_in, "--select", "val"), tmp_path / "model.pt"
 
