@@ -65,7 +65,7 @@ def load_marked_points(path: str | None) -> dict:
     if path is None:
         return {}
     try:
-        with np.load(path, allow_pickle=False) as truth:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as truth:
             ecg_ids, labels = truth["ecg_id"], truth["label"]
     except Exception as error:          # numpy and zipfile raise whatever a damaged file makes them trip over
         raise UserError(f"{path} given as --benchmark_truth cannot be read ({type(error).__name__}); it must be an "

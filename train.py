@@ -87,8 +87,9 @@ def check(flags: argparse.Namespace) -> argparse.Namespace:
     if path.name in (LAST, TABLE):
         raise UserError(f"--save_path {path} is the name of a file that is written beside it; choose another name")
     if flags.save_model:
-        for output in (path, path.with_name(LAST), path.with_name(TABLE)):
-            require_writable(output, is_folder=False)
+        require_writable(path, is_folder=False)
+        for name in (LAST, TABLE):
+            require_writable(path.with_name(name), is_folder=False)
     if flags.input == "compand" and flags.protocol == PAPER.name:
         raise UserError("--input compand is not the paper's, which --protocol paper is; leave one of them out")
     protocol = PROTOCOLS[flags.protocol or (PAPER if flags.input == "minmax" else CLEAN).name]

@@ -213,7 +213,7 @@ def load_r_peaks(data_path, split: str, records: Records, detector: str) -> list
     path, identity, ours = r_peaks_path(data_path, split, detector), fingerprint(records.signals), True
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 same_detector = str(stored.get("detector", detector)) == detector       # early sidecars do not say it
                 if same_detector and str(stored["fingerprint"]) == identity and len(stored["peaks"]) == len(records):
                     return [row[row >= 0].astype(np.int32) for row in stored["peaks"]]
@@ -254,7 +254,7 @@ def load_details(data_path, split: str, signals: np.ndarray) -> dict | None:
     """
     path = details_path(data_path, split)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != fingerprint(signals):
                 return None
             details = {name: stored.get(name) for name in ("phases", "low", "high")}

@@ -36,7 +36,7 @@ def is_ours(path: Path, split: str, manifests: list) -> bool:
         return False
     if path.name.startswith(f"{split}_r_peaks"):            # made again on first use, so no manifest knows them
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 return "fingerprint" in stored
         except Exception:               # numpy and zipfile raise whatever a foreign file makes them trip over
             return False
