@@ -1,22 +1,21 @@
-"""From arrays to batches: records, beats, both kinds of masks, normalisation.
+"""From arrays to batches: records, beats, training masks, and how both become the network's input.
 
-Records are (batch, 5000, leads), the network's input is their samples 100:4900; a beat is samples R-140 : R+340 of the
-same record, normalised again by its own minimum and maximum. In every mask True means masked: set to 0, to be restored.
+Records are (batch, 5000, leads), the network sees their samples 100:4900; a beat is samples R-140 : R+340 of the same
+record. In every mask True means masked: set to 0, to be restored.
 """
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-import parallel
-from ecg.arrays import SIGNAL_FILES, load_npy, read_rows, signal_path
-from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, compute_trend, scale_minmax
-from utils import UserError
+from ecg.arrays import Records
+from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, compute_trend
+from utils import PROCESSES, RANK, scale_minmax, undo_minmax
 
 PATCH_LENGTH = 48                                   # samples of a global mask's patch, 100 patches a recording
 FIRST_R, LAST_R = 200, 4400                         # a beat is valid where FIRST_R < R < LAST_R
-PUBLISHED_BEAT_MASKS = ((20, 120), (70, 170), (120, 220))
-SCALE_QUANTILE = 0.99                               # of |mV| in a lead becomes 1 under --normalization scale
-SOFT_LIMIT = 0.999                                  # 22 times the scale, taken for no more when it is undone
+EXPONENT, LINEAR_BELOW = 0.1, 0.005                 # of --input compand; in mV, the size of the noise
+SCALE_QUANTILE = 0.99                               # of |mV| in a lead; twice that becomes 1
 SCALE_RECORDS, SCALE_THINNING = 1000, 10            # evenly chosen records and every 10th sample tell it
 ROWS_AT_ONCE = 256                                  # while an array is copied to a device
 
@@ -39,30 +38,78 @@ def crop_global(records):
     return records[:, GLOBAL_START:GLOBAL_START + GLOBAL_LENGTH]
 
 
-def normalize_records(records: torch.Tensor, lead_scale: torch.Tensor | None = None) -> torch.Tensor:
-    """Records (B, samples, leads) as the network is trained on them, inside [-1, 1].
+def samples_of_beats(r_peaks):
+    """The samples of the beats around R peaks (n,), torch or numpy: (n, 480)."""
+    first, end = -BEAT_BEFORE, BEAT_LENGTH - BEAT_BEFORE
+    return r_peaks[:, None] + (torch.arange(first, end, device=r_peaks.device) if torch.is_tensor(r_peaks) else
+                               np.arange(first, end))
 
-    lead_scale None: min-max of every lead, flat leads to 0 (paper); normalised records stay as they are. Else (leads,)
-    in mV, the records in mV too: u / sqrt(1 + u^2) with u = x / lead_scale, which keeps amplitude and stays where the
-    decoders' Tanh reaches.
+
+def median_beat(record: np.ndarray, r_peaks: np.ndarray) -> np.ndarray:
+    """The median of a record's beats, (480, leads), sample by sample and lead by lead.
+
+    record: (5000, leads), mV or min-maxed; r_peaks: valid ones.
     """
-    if lead_scale is None:
-        return scale_minmax(records, dim=1)
-    ratio = records / lead_scale
-    return ratio * torch.rsqrt(1 + ratio.square())
+    return np.median(record[samples_of_beats(r_peaks)], axis=0).astype(record.dtype)
 
 
-def undo_scale(normalised: torch.Tensor, lead_scale: torch.Tensor) -> torch.Tensor:
-    """The mV (..., leads) that normalize_records with a lead_scale made these of; what Tanh drove to 1 stays finite."""
-    inside = normalised.clamp(-SOFT_LIMIT, SOFT_LIMIT)
-    return lead_scale * inside * torch.rsqrt(1 - inside.square())
+@dataclass
+class Normalisation:
+    """How records and beats become the network's input: what MCF.input says, ready for a device.
+
+    Min-max: every lead between its own minimum and maximum in the record, and again in the beat (paper).
+    Companding: c(x) = sign(x) min(1, |x| / scale)^exponent of x in mV, a straight line through 0 below linear_below, so
+    that no slope is infinite; a beat is cut from that, and not normalised again.
+    """
+    scale: torch.Tensor | None = None       # (leads,) mV that become 1; None: min-max
+    exponent: float = 1.0
+    linear_below: float = 0.0               # mV
+
+    @classmethod
+    def of(cls, stated: dict, device="cpu") -> "Normalisation":
+        """stated: MCF.input."""
+        if stated["kind"] == "minmax":
+            return cls()
+        return cls(torch.tensor(stated["scale"], device=device), stated["exponent"], stated["linear_below"])
+
+    @property
+    def needs_millivolts(self) -> bool:
+        return self.scale is not None
+
+    def read(self, records: Records, rows) -> np.ndarray:
+        """Rows of a split as normalise() wants them, (n, 5000, leads) float32. Raises UserError where no mV are known."""
+        return records.millivolts(rows) if self.needs_millivolts else records.read(rows)
+
+    def normalise(self, signals: torch.Tensor) -> torch.Tensor:
+        """Records or beats (B, samples, leads) -> the same inside [-1, 1]; a flat lead becomes 0."""
+        if not self.needs_millivolts:
+            return scale_minmax(signals, signals.amin(1, keepdim=True), signals.amax(1, keepdim=True))
+        size = (signals.abs().clamp(min=self.linear_below) / self.scale).clamp(max=1) ** self.exponent
+        return size * (signals / self.linear_below).clamp(-1, 1)
+
+    def beats(self, records: torch.Tensor, rows: torch.Tensor, r_peaks: torch.Tensor) -> torch.Tensor:
+        """The beats around R peaks (n,) of records[rows], not normalised yet: (n, 480, leads) inside [-1, 1]."""
+        return self.normalise(records[rows[:, None], samples_of_beats(r_peaks)])
+
+    def undo(self, normalised: torch.Tensor, records: torch.Tensor) -> torch.Tensor:
+        """Normalised records (B, samples, leads) in the unit of the records (B, 5000, leads) that they were made of."""
+        if not self.needs_millivolts:
+            return undo_minmax(normalised, records.amin(1, keepdim=True), records.amax(1, keepdim=True))
+        size = self.scale * normalised.abs() ** (1 / self.exponent)
+        knee = (self.linear_below / self.scale).clamp(max=1) ** self.exponent       # what linear_below becomes
+        return torch.where(normalised.abs() < knee, normalised / knee * self.linear_below, size * normalised.sign())
 
 
-def cut_beats(records: torch.Tensor, rows: torch.Tensor, r_peaks: torch.Tensor, minmax: bool = True) -> torch.Tensor:
-    """The beats around R peaks (n,) of records[rows]: (n, 480, leads), with minmax each lead normalised again."""
-    samples = r_peaks[:, None] + torch.arange(-BEAT_BEFORE, BEAT_LENGTH - BEAT_BEFORE, device=r_peaks.device)
-    beats = records[rows[:, None], samples]
-    return scale_minmax(beats, dim=1) if minmax else beats
+def measure_companding(records: Records, rows: np.ndarray, exponent=EXPONENT, linear_below=LINEAR_BELOW) -> dict:
+    """MCF.input of a network trained on companded rows of the training records. A lead that is always flat gets 1 mV.
+
+    Raises UserError where nothing tells the records' mV.
+    """
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, SCALE_RECORDS).astype(int))]
+    values = np.abs(np.concatenate([records.millivolts(rows[start:start + ROWS_AT_ONCE])[:, ::SCALE_THINNING]
+                                    for start in range(0, len(rows), ROWS_AT_ONCE)]))
+    scale = [2 * float(value) or 1.0 for value in np.quantile(values, SCALE_QUANTILE, axis=(0, 1))]
+    return {"kind": "compand", "exponent": exponent, "linear_below": linear_below, "scale": scale}
 
 
 def mask_out(signals: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -73,61 +120,16 @@ def mask_out(signals: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def draw_masks(mask_ratio: int, generator: torch.Generator) -> tuple:
     """One random pair of training masks: global (4800,) and local (480,), True = masked.
 
-    mask_ratio percent of the 100 global patches, and one run of mask_ratio percent of the beat.
+    mask_ratio percent of the 100 global patches, and one run of mask_ratio percent of the beat, which as published
+    starts after the beat's first sample and ends before its last two: at 30, 1 to 334.
     """
     patches = torch.zeros(GLOBAL_LENGTH // PATCH_LENGTH, dtype=torch.bool)
     patches[torch.randperm(len(patches), generator=generator)[:len(patches) * mask_ratio // 100]] = True
     run = BEAT_LENGTH * mask_ratio // 100
-    start = int(torch.randint(BEAT_LENGTH - run + 1, (1,), generator=generator))
+    start = int(torch.randint(1, max(2, BEAT_LENGTH - run - 1), (1,), generator=generator))
     local_mask = torch.zeros(BEAT_LENGTH, dtype=torch.bool)
     local_mask[start:start + run] = True
     return patches.repeat_interleave(PATCH_LENGTH), local_mask
-
-
-def scoring_masks(protocol: str, mask_ratio: int) -> tuple:
-    """The fixed masks of a protocol's passes: global (P, 4800) and local (P, 480), True = masked.
-
-    paper: pass j masks mask_ratio global patches at 48 j + k * 4800 / mask_ratio, and 100 samples of the beat; at the
-    published ratio of 30, three passes cover 90 % of the recording and never the last 260 samples of the beat.
-    clean: 100 / mask_ratio passes (rounded, two at least) that together mask every global and every beat sample
-    exactly once.
-    """
-    if protocol == "clean":
-        passes = max(2, round(100 / mask_ratio))
-        global_pass = torch.arange(GLOBAL_LENGTH) // PATCH_LENGTH % passes
-        local_pass = torch.arange(BEAT_LENGTH) * passes // BEAT_LENGTH
-        number = torch.arange(passes)[:, None]
-        return global_pass == number, local_pass == number
-    stride = GLOBAL_LENGTH // mask_ratio
-    passes = min(len(PUBLISHED_BEAT_MASKS), max(1, stride // PATCH_LENGTH))
-    global_masks = torch.zeros(passes, GLOBAL_LENGTH, dtype=torch.bool)
-    local_masks = torch.zeros(passes, BEAT_LENGTH, dtype=torch.bool)
-    for j, (start, end) in enumerate(PUBLISHED_BEAT_MASKS[:passes]):
-        for patch in range(mask_ratio):
-            first = PATCH_LENGTH * j + stride * patch
-            global_masks[j, first:first + PATCH_LENGTH] = True
-        local_masks[j, start:end] = True
-    return global_masks, local_masks
-
-
-def to_millivolts(normalised, details: dict, rows):
-    """Undo the min-max of rows of a normalised array, (n, 5000, leads), torch or numpy.
-
-    details: "low" and "high" (records, leads) as arrays.load_details gives them; rows: which of them.
-    """
-    low, high = (details[name][rows][:, None] for name in ("low", "high"))
-    return (normalised + 1) / 2 * (high - low) + low
-
-
-def measure_lead_scale(signals: np.ndarray, rows: np.ndarray, details: dict) -> list:
-    """The mV of each lead that normalize_records takes for 1: a high quantile over rows of train.npy, (leads,) floats.
-
-    details: of arrays.load_details. A lead that is flat in all of them gets 1 mV.
-    """
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, SCALE_RECORDS).astype(int))]
-    values = to_millivolts(read_rows(signals, rows, SIGNAL_FILES["train"])[:, ::SCALE_THINNING], details, rows)
-    found = np.quantile(np.abs(values), SCALE_QUANTILE, axis=(0, 1))
-    return [float(value) or 1.0 for value in found]
 
 
 def send(block: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -136,144 +138,85 @@ def send(block: np.ndarray, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def hold(signals: np.ndarray, rows: np.ndarray, name: str, device: torch.device, dtype: torch.dtype):
-    """Rows of a memory-mapped array as one tensor on the device, or None where they do not fit.
-
-    name: the file, for the message of UserError.
-    """
-    if not fits(signals, rows, device, dtype):
-        return None
-    held = torch.empty((len(rows), *signals.shape[1:]), dtype=dtype, device=device)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        part = slice(start, start + ROWS_AT_ONCE)
-        held[part] = send(read_rows(signals, rows[part], name), device)
-    return held
-
-
-def fits(signals: np.ndarray, rows: np.ndarray, device: torch.device, dtype: torch.dtype) -> bool:
+def fits(records: Records, rows: np.ndarray, device: torch.device) -> bool:
     """Whether these rows may live on the device: on a GPU, where they take no more than half of its free memory."""
     if device.type != "cuda":
         return False
-    return len(rows) * signals[0].size * dtype.itemsize <= torch.cuda.mem_get_info(device)[0] // 2
-
-
-class TrainingRecords(Dataset):
-    """The rows of train.npy, fetched a batch at a time; every worker process maps the file for itself."""
-
-    def __init__(self, data_path):
-        self.data_path, self.signals = data_path, None
-
-    def __getitems__(self, rows: list) -> torch.Tensor:
-        """Row numbers -> their records (B, 5000, leads) float32."""
-        if self.signals is None:
-            self.signals = load_npy(signal_path(self.data_path, "train"))
-        return torch.from_numpy(read_rows(self.signals, np.asarray(rows), SIGNAL_FILES["train"]))
-
-
-def as_it_is(batch):
-    """A batch that __getitems__ has already put together (DataLoader would stack its parts)."""
-    return batch
+    return len(rows) * records.signals[0].size * 4 <= torch.cuda.mem_get_info(device)[0] // 2
 
 
 class TrainingBatches:
     """The batches of an epoch: shuffled records, one random valid beat of each, one pair of masks a batch.
 
     All that is random is drawn before an epoch starts and follows from (seed, epoch) alone: any epoch can be drawn
-    again, by any number of workers, on any device, and no step waits for a random number. Of several processes each
-    draws the same and takes its share of every batch. Where the records fit on the device they live there (float16
-    with --amp bf16, else float32), otherwise they stream from the memory map.
+    again, on any device, and no step waits for a random number. Of several processes each draws the same and takes its
+    share of every batch. Where the records fit on a GPU they live there, otherwise they stream from the memory map.
     """
 
-    def __init__(self, signals: np.ndarray, rows: np.ndarray, r_peaks: list, arguments, device: torch.device,
-                 lead_scale: list | None = None, details: dict | None = None):
-        """rows: the rows of the training array to train on; r_peaks: of every one of its rows.
-
-        arguments: data_path, batch_size, mask_ratio, seed, workers and amp are used. lead_scale: of normalize_records,
-        with details, of arrays.load_details, that lead back to mV; None for min-max.
-        """
-        self.rows, self.device, self.arguments = rows, device, arguments
-        self.lead_scale = None if lead_scale is None else torch.tensor(lead_scale, device=device)
-        self.bounds = None if lead_scale is None else {name: torch.from_numpy(details[name][rows]).to(device)
-                                                       for name in ("low", "high")}
+    def __init__(self, records: Records, rows: np.ndarray, r_peaks: list, normalisation: Normalisation,
+                 device: torch.device, batch_size: int = 32, mask_ratio: int = 30, seed: int = 0):
+        """rows: of the training array, to train on; r_peaks: of every one of its rows."""
+        self.records, self.rows, self.normalisation, self.device = records, rows, normalisation, device
+        self.batch_size, self.mask_ratio, self.seed = batch_size, mask_ratio, seed
+        self.rank, self.processes = RANK, PROCESSES
         beats = [valid_beats(r_peaks[row])[0] for row in rows]
-        self.number_of_beats = torch.tensor([len(found) for found in beats])
+        self.number_of_beats = torch.tensor([len(positions) for positions in beats])
         self.beats = torch.zeros(len(beats), int(self.number_of_beats.max()), dtype=torch.long)
-        for row, found in zip(self.beats, beats):
-            row[:len(found)] = torch.from_numpy(found)
-        dtype = torch.float16 if arguments.amp == "bf16" else torch.float32
-        self.held = hold(signals, rows, SIGNAL_FILES["train"], device, dtype)
+        for row, positions in zip(self.beats, beats):
+            row[:len(positions)] = torch.from_numpy(positions)
+        self.held = self.hold() if fits(records, rows, device) else None
 
     def __len__(self):
-        return -(-len(self.rows) // self.arguments.batch_size)
+        return -(-len(self.rows) // self.batch_size)
 
-    def shares(self) -> list:
-        """Of every batch: (this process's places in the shuffled order, how many they are, how many the batch has).
-
-        A process for which none is left gets the batch's first record, and counts 0.
-        """
-        size, found = self.arguments.batch_size, []
-        for start in range(0, len(self.rows), size):
-            end = min(start + size, len(self.rows))
-            mine = range(start + parallel.RANK, end, parallel.PROCESSES)
-            found.append((mine or range(start, start + 1), len(mine), end - start))
-        return found
+    def hold(self) -> torch.Tensor:
+        """The rows to train on as one tensor on the device."""
+        held = torch.empty((len(self.rows), *self.records.signals.shape[1:]), device=self.device)
+        for start in range(0, len(self.rows), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            held[part] = send(self.normalisation.read(self.records, self.rows[part]), self.device)
+        return held
 
     def draw_order(self, epoch: int) -> tuple:
         """The order of an epoch's records, as places in self.rows, and the generator of what is drawn after it."""
-        generator = torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(len(self.rows), generator=generator), generator
 
     def rows_of_batch(self, epoch: int, number: int) -> np.ndarray:
         """The rows of train.npy that are in a batch (counted from 0) of an epoch, in all processes."""
-        size = self.arguments.batch_size
-        return self.rows[self.draw_order(epoch)[0][number * size:(number + 1) * size].numpy()]
+        return self.rows[self.draw_order(epoch)[0][number * self.batch_size:][:self.batch_size].numpy()]
 
     def draw_epoch(self, epoch: int):
-        """Yield (batch, share, records) for every batch of an epoch.
+        """Yield (batch, share, number of records) for every batch of an epoch.
 
-        batch: (ecg, beat, masked ecg, masked beat, trend) on the device; share: this process's part of the batch
-        over an equal part, so 1 for a single process; records: in the batch, in all processes.
+        batch: (ecg, beat, masked ecg, masked beat, trend) on the device; share: this process's part of the batch over
+        an equal part, so 1 for a single process; the records are counted in all processes.
         """
         order, generator = self.draw_order(epoch)
         chance = torch.rand(len(order), generator=generator)
         r_peaks = self.beats[order, (chance * self.number_of_beats[order]).long()].to(self.device)
-        masks = [draw_masks(self.arguments.mask_ratio, generator) for _ in range(len(self))]
+        masks = [draw_masks(self.mask_ratio, generator) for _ in range(len(self))]
         global_masks, local_masks = (torch.stack(kind).to(self.device) for kind in zip(*masks))
-        shares = self.shares()
-        for number, records in enumerate(self.fetch(order, [places for places, _, _ in shares])):
-            places, mine, of_all = shares[number]
-            chosen = slice(places.start, places.stop, places.step)
-            if self.lead_scale is not None:
-                records = to_millivolts(records, self.bounds, order[chosen].to(self.device))
-            batch = make_batch(records, r_peaks[chosen], global_masks[number], local_masks[number], self.lead_scale)
-            yield batch, mine * parallel.PROCESSES / of_all, of_all
+        for number in range(len(self)):
+            start, end = number * self.batch_size, min((number + 1) * self.batch_size, len(order))
+            mine = range(start + self.rank, end, self.processes)
+            share = len(mine) * self.processes / (end - start)
+            mine = mine or range(start, start + 1)      # a process for which none is left: one that counts 0
+            some = slice(mine.start, mine.stop, mine.step)
+            batch = make_batch(self.fetch(order[some]), r_peaks[some], global_masks[number], local_masks[number],
+                               self.normalisation)
+            yield batch, share, end - start
 
-    def fetch(self, order: torch.Tensor, batches: list):
-        """Yield the records (B, 5000, leads) float32 at these places of the order, batch by batch, on the device."""
+    def fetch(self, places: torch.Tensor) -> torch.Tensor:
+        """The records at these places in self.rows, (B, 5000, leads) float32 on the device."""
         if self.held is not None:
-            order = order.to(self.device)
-            for places in batches:
-                yield self.held[order[places.start:places.stop:places.step]].float()
-            return
-        rows = self.rows[order.numpy()]
-        loader = DataLoader(TrainingRecords(self.arguments.data_path),
-                            batch_sampler=[rows[places.start:places.stop:places.step].tolist() for places in batches],
-                            num_workers=self.arguments.workers, collate_fn=as_it_is,
-                            pin_memory=self.device.type == "cuda")
-        try:
-            for records in loader:
-                yield records.to(self.device, non_blocking=True)
-        except UserError as error:                  # of a worker it arrives with a traceback before its sentence
-            raise UserError(str(error).strip().splitlines()[-1].removeprefix("utils.UserError: ")) from error
+            return self.held[places.to(self.device)]
+        return send(self.normalisation.read(self.records, self.rows[places.numpy()]), self.device)
 
 
 def make_batch(records: torch.Tensor, r_peaks: torch.Tensor, global_mask: torch.Tensor, local_mask: torch.Tensor,
-               lead_scale: torch.Tensor | None = None):
-    """(B, 5000, leads), one R peak each (B,), and masks -> (ecg, beat, masked ecg, masked beat, trend).
-
-    lead_scale: of normalize_records.
-    """
-    records = normalize_records(records, lead_scale)
-    ecg = crop_global(records)
-    beat = cut_beats(records, torch.arange(len(records), device=records.device), r_peaks, minmax=lead_scale is None)
+               normalisation: Normalisation) -> tuple:
+    """(B, 5000, leads), one R peak each (B,), and masks -> (ecg, beat, masked ecg, masked beat, trend)."""
+    ecg = crop_global(normalisation.normalise(records))                                   # (B, 4800, leads)
+    beat = normalisation.beats(records, torch.arange(len(records), device=records.device), r_peaks)
     return ecg, beat, mask_out(ecg, global_mask), mask_out(beat, local_mask), compute_trend(ecg)

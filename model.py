@@ -1,4 +1,4 @@
-"""MCF, the multi-scale cross-restoration network, with its trend input and its loss (paper, section 2).
+"""MCF, the multi-scale cross-restoration network, with its trend input, its loss and its checkpoints (paper, section 2).
 
 Two masked autoencoders, one for the whole recording ("global") and one for a heartbeat ("local"), exchange what they
 know by self-attention over their joined tokens; a third decoder restores the recording from its trend.
@@ -9,13 +9,14 @@ Every signal is (batch, samples, leads) outside the network and (batch, channels
 in memory: the same bytes, and the layout in which convolutions are fastest. They compute what Conv1d layers would.
 """
 import io
+import math
 
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from utils import UserError, write_atomically
+from utils import UserError, scale_minmax, write_atomically
 
 LEADS = 12
 GLOBAL_START, GLOBAL_LENGTH = 100, 4800     # the network sees samples 100:4900 of a 5000-sample record
@@ -24,6 +25,10 @@ WIDTHS = (32, 64, 128, 256, 512)            # channels after each stride-2 convo
 TOKEN_KERNEL = 15                           # 150 feature samples -> 136 tokens, 15 -> 1
 GLOBAL_TOKENS = GLOBAL_LENGTH // 2 ** len(WIDTHS) - TOKEN_KERNEL + 1
 TREND_LAG = 5                               # samples, 10 ms at 500 Hz
+# The log-variance: inside the decoder's Tanh, shared by the leads (paper); or none, the constant at which the published
+# one ends; or one a lead, outside Tanh and only kept from overflow.
+UNCERTAINTIES = ("log_variance", "constant", "free")
+CONSTANT_LOGVAR, LARGEST_LOGVAR = -1.0, 10.0
 
 # A checkpoint of others may hold its metrics as numpy scalars, harmless but refused by weights_only on their own.
 NUMPY_SCALARS = [np.dtype, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np._core.multiarray.scalar,
@@ -46,13 +51,13 @@ def build_encoder(leads: int, hidden: int) -> nn.Sequential:
 
 
 def build_decoder(hidden: int, outputs: int) -> nn.Sequential:
-    """Transposed convolutions from (B, hidden, 1, tokens) to (B, outputs, 1, (tokens + 14) * 32), inside (-1, 1)."""
+    """Transposed convolutions from (B, hidden, 1, tokens) to (B, outputs, 1, (tokens + 14) * 32), before Tanh."""
     widths = WIDTHS[::-1]
     layers = [nn.ConvTranspose2d(hidden, widths[0], (1, TOKEN_KERNEL), bias=False)]
     for width, following in zip(widths, (*widths[1:], outputs)):
         layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True),
                    nn.ConvTranspose2d(width, following, kernel_size=(1, 4), stride=(1, 2), padding=(0, 1), bias=False)]
-    return nn.Sequential(*layers, nn.Tanh())
+    return nn.Sequential(*layers)
 
 
 class TokenNorm(nn.Module):
@@ -72,28 +77,40 @@ class TokenNorm(nn.Module):
 class MCF(nn.Module):
     """The cross-restoration network (paper, Fig. 2).
 
-    enc_in: leads of a record. hidden: channels of a token. 7,085,779 parameters at the defaults.
+    enc_in: leads of a record. hidden: channels of a token. uncertainty: of UNCERTAINTIES. 7,085,779 parameters at the
+    defaults. `input` says how records become its input: {"kind": "minmax"}, or {"kind": "compand", "exponent": p,
+    "linear_below": mV, "scale": [mV of each lead that become 1]}, see dataloader.Normalisation.
     """
 
-    def __init__(self, enc_in: int = LEADS, hidden: int = 50):
+    def __init__(self, enc_in: int = LEADS, hidden: int = 50, uncertainty: str = "log_variance"):
         super().__init__()
         if hidden % 2:
             raise ValueError(f"hidden must be even (two attention heads), not {hidden}")
-        self.leads, self.hidden = enc_in, hidden
-        self.lead_scale = None          # of dataloader.normalize_records: how its input was normalised in training
+        if uncertainty not in UNCERTAINTIES:
+            raise ValueError(f"uncertainty must be one of {UNCERTAINTIES}, not {uncertainty}")
+        self.leads, self.hidden, self.uncertainty = enc_in, hidden, uncertainty
+        self.input = {"kind": "minmax"}
+        logvars = {"log_variance": 1, "constant": 0, "free": enc_in}[uncertainty]
         self.global_encoder = build_encoder(enc_in, hidden)
         self.local_encoder = build_encoder(enc_in, hidden)
         self.trend_encoder = build_encoder(enc_in, hidden)
-        self.global_decoder = build_decoder(hidden, enc_in + 1)      # + 1: one log-variance, shared by the leads
-        self.local_decoder = build_decoder(hidden, enc_in + 1)
+        self.global_decoder = build_decoder(hidden, enc_in + logvars)
+        self.local_decoder = build_decoder(hidden, enc_in + logvars)
         self.trend_decoder = build_decoder(2 * hidden, enc_in)
         self.attention = nn.MultiheadAttention(hidden, num_heads=2, dropout=0.1, batch_first=True)
+        self.initialise_attention()
         self.dropout = nn.Dropout(0.1)
         self.norm = TokenNorm(hidden)
         tokens = GLOBAL_TOKENS + 1
         self.global_mlp = nn.Sequential(nn.Linear(tokens, 4 * tokens), nn.ReLU(), nn.Linear(4 * tokens, GLOBAL_TOKENS))
         self.local_mlp = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.ReLU(), nn.Linear(2 * tokens, 1))
         self.to(memory_format=torch.channels_last)
+
+    def initialise_attention(self):
+        """As four plain Linear(hidden, hidden), which the published attention is: uniform, no bias left 0."""
+        limit = 1 / math.sqrt(self.hidden)
+        for parameter in self.attention.parameters():
+            nn.init.uniform_(parameter, -limit, limit)
 
     def encode_signal(self, encoder: nn.Sequential, signal):
         """(B, samples, leads) -> tokens (B, hidden, samples / 32 - 14): 4800 samples give 136, 480 give 1."""
@@ -107,9 +124,21 @@ class MCF(nn.Module):
         return global_tokens + self.global_mlp(tokens), local_tokens + self.local_mlp(tokens)
 
     def restore_signal(self, decoder: nn.Sequential, tokens):
-        """Tokens -> (restored (B, samples, leads), log-variance (B, samples, 1))."""
-        output = decoder(tokens.unsqueeze(2)).squeeze(2).transpose(1, 2)
-        return output[..., :self.leads], output[..., self.leads:]
+        """Tokens -> (restored (B, samples, leads), log-variance (B, samples, 1)), of the trend's decoder unused."""
+        features = decoder[:-1](tokens.unsqueeze(2))
+        with torch.autocast(features.device.type, enabled=False):   # bfloat16 would round most log-variances to -1,
+            output = decoder[-1](features.float())                  # where Tanh has no gradient
+        return self.read_output(output.squeeze(2).transpose(1, 2))
+
+    def read_output(self, output):
+        """A decoder's last layer (B, samples, channels) -> (restored, log-variance) as restore_signal gives them."""
+        if self.uncertainty == "log_variance":
+            output = torch.tanh(output)
+            return output[..., :self.leads], output[..., self.leads:]
+        restored = torch.tanh(output[..., :self.leads])
+        if self.uncertainty == "constant":
+            return restored, torch.full_like(output[..., :1], CONSTANT_LOGVAR)
+        return restored, output[..., self.leads:].clamp(-LARGEST_LOGVAR, LARGEST_LOGVAR)    # (B, samples, leads)
 
     def forward(self, masked_global, masked_local, trend):
         """Restore a recording and one of its beats.
@@ -133,15 +162,8 @@ def compute_trend(signal):
     [-1, 1] over all samples and leads of a record jointly; a constant record gives 0.
     """
     difference = (signal[:, 2 * TREND_LAG:] - signal[:, :-2 * TREND_LAG]) / (2 * TREND_LAG)
-    return scale_minmax(F.pad(difference, (0, 0, TREND_LAG, TREND_LAG)), dim=(1, 2))
-
-
-def scale_minmax(x, dim):
-    """Min-max x to [-1, 1] over the dimensions dim; where x is constant over them, 0 instead of 0 / 0."""
-    low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
-    spread = high - low
-    flat = spread == 0
-    return torch.where(flat, 0, 2 * (x - low) / torch.where(flat, 1, spread) - 1)
+    trend = F.pad(difference, (0, 0, TREND_LAG, TREND_LAG))
+    return scale_minmax(trend, trend.amin((1, 2), keepdim=True), trend.amax((1, 2), keepdim=True))
 
 
 def restoration_errors(outputs, ecg, beat):
@@ -189,20 +211,13 @@ def translate_published(state: dict) -> dict:
 
 
 def save_checkpoint(path, model: MCF, **facts):
-    """Write weights with what is known of them, atomically: plain types and tensors only.
+    """Write weights with what is known of them, atomically: plain types and tensors only. Raises UserError.
 
-    facts: config, epoch, metrics, ... under these names beside "model_state_dict" and "lead_scale".
+    facts: config, epoch, metrics, ... under these names beside "model_state_dict", "input" and "uncertainty".
     """
-    content = {"model_state_dict": {name: value.cpu() for name, value in model.state_dict().items()}, **facts}
-    if model.lead_scale is not None:
-        content["lead_scale"] = model.lead_scale
-    write_checkpoint(path, content)
-
-
-def write_checkpoint(path, content: dict):
-    """Write what a checkpoint file shall hold, atomically. Raises UserError."""
     whole = io.BytesIO()                # torch.save to a file says nothing of the disk when it is full
-    torch.save(content, whole)
+    torch.save({"model_state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
+                "input": model.input, "uncertainty": model.uncertainty, **facts}, whole)
     write_atomically(path, lambda file: file.write(whole.getbuffer()))
 
 
@@ -227,28 +242,51 @@ def load_checkpoint(path) -> tuple:
     """
     content = read_checkpoint(path)
     try:
-        state = dict(content.pop("model_state_dict"))
-        if "global_encoder.main.0.weight" in state:
-            state = translate_published(state)
-        model = MCF(enc_in=state["global_encoder.0.weight"].shape[1], hidden=state["global_encoder.14.weight"].shape[0])
+        state, facts = find_weights(content)
+        if "lead_scale" in facts:
+            raise UserError(f"{path} was trained with --normalization scale, which is no more; train it again with "
+                            "--input compand")
+        model = MCF(state["global_encoder.0.weight"].shape[1], state["global_encoder.14.weight"].shape[0],
+                    facts.pop("uncertainty", "log_variance"))
+        if absent := sorted(model.state_dict().keys() - state.keys()):
+            raise KeyError(absent[0])
         model.load_state_dict(state)
-        model.lead_scale = read_lead_scale(content.pop("lead_scale", None), model.leads)
+        model.input = read_input(facts.pop("input", model.input), model.leads)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{path} does not hold the weights of this network ({type(error).__name__}); "
-                        "name another checkpoint, or train it again") from error
+        reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else type(error).__name__
+        raise UserError(f"{path} does not hold the weights of this network ({reason}); name another checkpoint, or "
+                        "train it again") from error
     if not weights_are_finite(model):
         raise UserError(f"{path} holds weights that are NaN or infinite; name another checkpoint, or train it again")
-    return model, content
+    return model, facts
 
 
-def read_lead_scale(held, leads: int) -> list | None:
-    """The lead_scale that a checkpoint holds, which may come from anyone. Raises ValueError, TypeError."""
-    if held is None:
-        return None
-    scale = [float(value) for value in held]
-    if len(scale) != leads or not all(0 < value < float("inf") for value in scale):
-        raise ValueError("lead_scale must be a positive number a lead")
-    return scale
+def find_weights(content: dict) -> tuple:
+    """(the weights under MCF's names, all else) of a checkpoint's content, which may be the weights alone.
+
+    Raises KeyError, AttributeError, TypeError where it is something else.
+    """
+    facts = dict(content)
+    state = next((facts.pop(name) for name in ("model_state_dict", "state_dict") if name in facts), None)
+    if state is None:
+        state, facts = facts, {}
+    state = {name.removeprefix("module."): value for name, value in state.items()}      # of DataParallel
+    if "global_encoder.main.0.weight" in state:
+        state = translate_published(state)
+    return state, facts
+
+
+def read_input(stated: dict, leads: int) -> dict:
+    """MCF.input as a checkpoint states it, which may come from anyone. Raises ValueError, TypeError, KeyError."""
+    if stated["kind"] == "minmax":
+        return {"kind": "minmax"}
+    if stated["kind"] != "compand":
+        raise ValueError("the kind of input must be minmax or compand")
+    exponent, linear_below, scale = float(stated["exponent"]), float(stated["linear_below"]), list(stated["scale"])
+    scale = [float(value) for value in scale]
+    if len(scale) != leads or not all(0 < value < math.inf for value in (exponent, linear_below, *scale)):
+        raise ValueError("companding needs positive numbers, and a scale of each lead")
+    return {"kind": "compand", "exponent": exponent, "linear_below": linear_below, "scale": scale}
 
 
 def weights_are_finite(model: nn.Module) -> bool:

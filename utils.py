@@ -1,5 +1,6 @@
-"""What every script shares and no stage owns: user errors, atomic files, provenance."""
+"""What every script shares and no stage owns: user errors, atomic files, provenance, devices and processes."""
 import contextlib
+import datetime
 import functools
 import hashlib
 import importlib.metadata
@@ -13,6 +14,8 @@ import tempfile
 from pathlib import Path
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pandas", "wfdb", "heartpy")
+# Which process this is and of how many, as torchrun starts them, one for each GPU; without torchrun number 0 of 1.
+RANK, PROCESSES = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
 
 class UserError(Exception):
@@ -52,15 +55,20 @@ def unwritable(path, error: OSError) -> UserError:
     return UserError(f"{path} could not be written ({reason}); free some space or choose another folder")
 
 
-def require_writable(folder):
-    """Raise UserError where files could not be written to folder, before hours of work; it need not exist yet."""
-    existing = Path(folder).resolve()
-    while not existing.exists():
-        existing = existing.parent
+def require_writable(path, is_folder=True):
+    """Raise UserError where files could not be written to path, a folder or one file, before hours of work.
+
+    It need not exist yet.
+    """
+    folder = Path(path).resolve() if is_folder else Path(path).resolve().parent
+    if not is_folder and Path(path).is_dir():
+        raise UserError(f"{path} is a folder, and shall be a file; name a file in it, or choose another name")
+    while not folder.exists():
+        folder = folder.parent
     try:
-        tempfile.TemporaryFile(dir=existing).close()
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise unwritable(path, error) from error
 
 
 def write_atomically(path, write):
@@ -77,7 +85,7 @@ def write_together(files: dict):
 
     No path changes before all files are whole on the disk, so a full one leaves all that was there. Raises UserError.
     """
-    temporary = {Path(path): Path(path).with_name(Path(path).name + ".tmp") for path in files}
+    temporary = {Path(path): Path(path).with_name(f"{Path(path).name}.{os.getpid()}.tmp") for path in files}
     path = None
     try:
         for path, write in zip(temporary, files.values()):
@@ -162,10 +170,20 @@ def usable_cores() -> int:
         return cores
 
 
-def choose_device(name: str):
-    """The torch.device for --device auto, cpu, cuda or mps, made ready. Raises UserError where it is not there.
+def cpu_computes_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 (x86 and ARM under Linux; assumed elsewhere)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+    return any(flag in flags for flag in ("avx512_bf16", "amx_bf16", " bf16"))
 
-    Of several processes (torchrun) each gets its own GPU, or its share of the cores.
+
+def choose_device(name: str, amp: str = "off"):
+    """The torch.device for --device auto, cpu, cuda or mps, made ready for --amp off or bf16.
+
+    Of several processes (torchrun) each gets its own GPU, or its share of the cores. Raises UserError where the device
+    is not there, or where bfloat16 would be many times slower than float32.
     """
     import torch
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -173,6 +191,9 @@ def choose_device(name: str):
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise UserError(f"--device {name} is not available on this machine; use --device auto")
+    if name == "cpu" and amp == "bf16" and not cpu_computes_bfloat16():
+        raise UserError("--amp bf16 is many times slower than float32 on this processor, which has no instructions for "
+                        "bfloat16; use --amp off")
     torch.backends.cudnn.allow_tf32 = False         # float32 means float32; convolutions would use TF32 by default
     local_rank, local_processes = (int(os.environ.get(key, least)) for key, least in
                                    (("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 1)))
@@ -185,10 +206,53 @@ def choose_device(name: str):
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     # More threads than cores wait for each other all the time. torchrun sets OMP_NUM_THREADS to 1 where it is not set.
-    chosen = os.environ.get("OMP_NUM_THREADS")
-    if chosen is None or (chosen == "1" and local_processes > 1):
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads is None or (threads == "1" and local_processes > 1):
         torch.set_num_threads(max(1, usable_cores() // local_processes))
     return torch.device(name)
+
+
+def start_processes(device):
+    """Join the other processes, if there are any. Only process 0 goes on printing its progress; errors all print."""
+    import torch.distributed as dist
+    if PROCESSES > 1 and not dist.is_initialized():
+        # the others wait for hours where process 0 has to find R peaks first; torchrun notices if it dies
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(hours=12))
+        if RANK:
+            sys.stdout = open(os.devnull, "w")
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)           # they have nothing to save
+
+
+def stop_processes():
+    """Leave the other processes."""
+    import torch.distributed as dist
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def add_up(values):
+    """The sum of a tensor over all processes, in each of them. What each leaves 0 for the others is so put together."""
+    if PROCESSES > 1:
+        import torch.distributed as dist
+        dist.all_reduce(values)
+    return values
+
+
+def wait_for_all():
+    """Go on when every process has come here."""
+    if PROCESSES > 1:
+        import torch.distributed as dist
+        dist.barrier()
+
+
+@contextlib.contextmanager
+def one_after_the_first():
+    """Let process 0 do what stands inside before the others do, who then find its files."""
+    if RANK:
+        wait_for_all()
+    yield
+    if not RANK:
+        wait_for_all()
 
 
 def add_published_flags(parser):

@@ -1,9 +1,10 @@
 """PTB-XL and LUDB from PhysioNet or a mirror: the files that preprocess.py reads, each checked by its SHA-256.
 
-A file stands under its own name only when it is what SHA256SUMS.txt says; until then it is NAME.part, which a later
-run completes. That list is the one file that nothing checks, so every run fetches it anew.
+The files are small (0.1 MB) and many: each is fetched whole, several at a time, and stands under its own name only when
+it is what SHA256SUMS.txt says. So an interrupted run is completed by the next one. That list is the one file that
+nothing checks, so every run fetches it anew.
 """
-import os
+import hashlib
 import random
 import re
 import threading
@@ -16,22 +17,20 @@ from urllib.parse import quote
 import requests
 from requests.adapters import HTTPAdapter
 from tqdm import tqdm
-from urllib3.exceptions import HTTPError
 from urllib3.util import Retry
 
 from ecg.arrays import SIMULATED_MARKER
-from utils import UserError, sha256_of, unwritable
+from utils import UserError, sha256_of, unwritable, write_atomically
 
 CHECKSUMS = "SHA256SUMS.txt"
 LICENCE = "LICENSE.txt"
 TIMEOUT = (10, 30)              # s without a connection, s without a byte
 PASSING = (408, 429, *range(500, 600))      # answers after which the same request may well succeed
-RETRIES = 6                     # of a request, and of a broken transfer without any progress; a minute in all
+RETRIES = 6                     # of a request without an answer; a minute in all
 LONGEST_WAIT = 60               # s between two of them
 LONGEST_RETRY_AFTER = 300       # s; a server that asks for more is asked again after these
-TRIES = 3                       # of a file whose checksum is wrong
+TRIES = 4                       # of a file that was cut off, or whose checksum is wrong
 MOST_FAULTS = 20                # missing or wrong files after which the rest is not worth asking for
-CHUNK = 1 << 16                 # bytes
 
 
 @dataclass(frozen=True)
@@ -62,43 +61,26 @@ def add_flags(parser):
                        help="a mirror of PhysioNet, with ptb-xl/1.0.3/ and ludb/1.0.1/ below it (default %(default)s)")
 
 
-def name_paths(arguments):
-    """Let a data set that is downloaded be read from its folder, unless a flag says otherwise; returns arguments."""
-    for flag, data_set in DATA_SETS.items():
-        if getattr(arguments, flag) and not getattr(arguments, data_set.path_flag):
-            setattr(arguments, data_set.path_flag, getattr(arguments, flag))
-    return arguments
-
-
-def fetch(arguments):
-    """Complete the folders of --download and --download_ludb; nothing where neither is given.
+def fetch(flag: str, folder: Path, rate: int, base_url: str, connections: int):
+    """Complete the folder of a data set. flag: of DATA_SETS; rate: Hz, which of PTB-XL's files.
 
     Raises UserError: no network or server, a file that is missing there or wrong again and again, a full disk.
     """
-    for flag, data_set in DATA_SETS.items():
-        if not getattr(arguments, flag):
-            continue
-        if not arguments.base_url.startswith(("https://", "http://")):
-            raise UserError(f"--base_url {arguments.base_url} is no web address; start it with https:// or http://")
-        folder, url = Path(getattr(arguments, flag)), f"{arguments.base_url.rstrip('/')}/{data_set.place}"
-        if (folder / SIMULATED_MARKER).exists():
-            raise UserError(f"{folder} given as --{flag} holds simulated ECGs; name another folder")
-        try:
-            complete(data_set, folder, url, arguments.sampling_rate, arguments.connections)
-        except OSError as error:
-            raise unwritable(f"{folder} given as --{flag}", error) from error
-
-
-def complete(data_set: DataSet, folder: Path, url: str, rate: int, connections: int):
-    """Fetch what folder lacks of a data set. Raises UserError, or OSError where folder cannot be written."""
+    data_set = DATA_SETS[flag]
+    if not base_url.startswith(("https://", "http://")):
+        raise UserError(f"--base_url {base_url} is no web address; start it with https:// or http://")
+    if (folder / SIMULATED_MARKER).exists():
+        raise UserError(f"{folder} given as --{flag} holds simulated ECGs; name another folder")
+    url = f"{base_url.rstrip('/')}/{data_set.place}"
     print(f"{data_set.name} from {url} to {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = choose(fetch_checksums(url, folder), data_set, rate, url + CHECKSUMS)
-    lacking = find_lacking(folder, wanted, connections)
-    print(f"{len(wanted) - len(lacking)} of {len(wanted)} files are there already, their checksums are right")
-    for parent in {(folder / name).parent for name in lacking}:
-        parent.mkdir(parents=True, exist_ok=True)
-    faults = fetch_files(lacking, folder, url, connections)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checksums = choose(fetch_checksums(url, folder), data_set, rate, url + CHECKSUMS)
+        lacking = find_lacking(folder, checksums, connections)
+        print(f"{len(checksums) - len(lacking)} of {len(checksums)} files are there already, their checksums are right")
+        faults = fetch_files(lacking, folder, url, connections)
+    except OSError as error:
+        raise unwritable(f"{folder} given as --{flag}", error) from error
     if faults:
         first = ", ".join(f"{name}: {fault}" for name, fault in list(faults.items())[:3])
         raise UserError(f"{len(faults)} of the files below {url} cannot be had ({first}); try again later or name "
@@ -107,14 +89,11 @@ def complete(data_set: DataSet, folder: Path, url: str, rate: int, connections: 
 
 def fetch_checksums(url: str, folder: Path) -> dict:
     """Fetch the list of checksums below url into folder: SHA-256 in hex by file name. Raises UserError."""
-    path = folder / CHECKSUMS
-    part = part_of(path)
-    part.unlink(missing_ok=True)            # nothing could tell a part of an older list
-    _, fault = receive(open_session(connect_retries=1), url + CHECKSUMS, part)
+    content, fault = receive(open_session(connect_retries=1), url + CHECKSUMS)
     if fault:
         raise UserError(f"{url + CHECKSUMS} cannot be had ({fault}); check --base_url")
-    checksums = parse_checksums(part.read_text(encoding="utf-8", errors="replace"), url + CHECKSUMS)
-    os.replace(part, path)
+    checksums = parse_checksums(content.decode(errors="replace"), url + CHECKSUMS)
+    write_atomically(folder / CHECKSUMS, lambda file: file.write(content))
     return checksums
 
 
@@ -122,11 +101,11 @@ def parse_checksums(text: str, url: str) -> dict:
     """What sha256sum writes -> SHA-256 in hex by file name. Raises UserError, for a name that leads elsewhere too."""
     checksums = {}
     for line in text.splitlines():
-        found = re.fullmatch(r"([0-9a-fA-F]{64}) [ *]?(\S.*)", line)
-        if not found:
+        match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *]?(\S.*)", line)
+        if not match:
             raise UserError(f"{url} is no list of SHA-256 checksums (it says {line[:40]!r}); check --base_url and "
                             "whether the network wants a login")
-        digest, name = found.groups()
+        digest, name = match.groups()
         if re.search(r"[\\:]", name) or not name.isprintable() or {"", ".", ".."} & set(name.split("/")):
             raise UserError(f"{url} lists {name!r}, which is not a file inside the data set; name another --base_url")
         checksums[name] = digest.lower()
@@ -138,14 +117,14 @@ def choose(checksums: dict, data_set: DataSet, rate: int, url: str) -> dict:
     recordings = data_set.recordings.format(rate=rate)
     chosen = {name: digest for name, digest in checksums.items()
               if name in (*data_set.files, LICENCE) or name.startswith(recordings)}
-    absent = [wanted for wanted in (*data_set.files, recordings) if not any(name.startswith(wanted) for name in chosen)]
+    absent = [start for start in (*data_set.files, recordings) if not any(name.startswith(start) for name in chosen)]
     if absent:
         raise UserError(f"{url} does not list {' and '.join(absent)} of {data_set.name}; name another --base_url")
     return chosen
 
 
-def find_lacking(folder: Path, wanted: dict, connections: int) -> dict:
-    """Those of the wanted files that are not there as their checksums say."""
+def find_lacking(folder: Path, checksums: dict, connections: int) -> dict:
+    """Those of the files that are not there as their checksums say."""
     def is_whole(item):
         name, digest = item
         try:
@@ -153,15 +132,15 @@ def find_lacking(folder: Path, wanted: dict, connections: int) -> dict:
         except OSError:                     # not there, or not readable: fetched again
             return False
     with ThreadPool(connections) as pool:
-        whole = list(tqdm(pool.imap(is_whole, wanted.items(), chunksize=16), total=len(wanted), desc="checksums",
+        whole = list(tqdm(pool.imap(is_whole, checksums.items(), chunksize=16), total=len(checksums), desc="checksums",
                           unit="file", leave=False))
-    return {name: digest for (name, digest), there in zip(wanted.items(), whole, strict=True) if not there}
+    return {name: digest for (name, digest), there in zip(checksums.items(), whole, strict=True) if not there}
 
 
 def fetch_files(lacking: dict, folder: Path, url: str, connections: int) -> dict:
     """Fetch files into folder, several at a time; returns what is wrong with those that cannot be had, by name.
 
-    Raises UserError where the server cannot be reached any more, OSError where folder cannot be written.
+    Raises UserError where the server cannot be reached any more or the folder cannot be written.
     """
     thread = threading.local()
 
@@ -188,66 +167,38 @@ def fetch_files(lacking: dict, folder: Path, url: str, connections: int) -> dict
 
 
 def fetch_file(session: requests.Session, url: str, path: Path, digest: str) -> tuple:
-    """Fetch one file, from where its part ends; returns the bytes received and what is wrong ("": it is there)."""
-    part, total = part_of(path), 0
+    """Fetch one file; returns the bytes received and what is wrong ("": it is there)."""
+    total = 0
     for _ in range(TRIES):
-        received, fault = receive(session, url, part)
-        total += received
+        content, fault = receive(session, url)
+        total += len(content)
         if fault:
             return total, fault
-        if sha256_of(part) == digest:
-            os.replace(part, path)
+        if hashlib.sha256(content).hexdigest() == digest:
+            write_atomically(path, lambda file, content=content: file.write(content))
             return total, ""
-        part.unlink()
     return total, f"not what {CHECKSUMS} says, {TRIES} times"
 
 
-def receive(session: requests.Session, url: str, part: Path) -> tuple:
-    """Complete part with what it lacks of url, over as many broken transfers as bring it on.
+def receive(session: requests.Session, url: str) -> tuple:
+    """(the content of url, "" or the server's answer where that is not the file, such as "404 Not Found").
 
-    Returns the bytes received and the server's answer where that is not the file ("404 Not Found"). Raises UserError
-    where the server cannot be reached.
+    A transfer that is cut off or stalls is begun again. Raises UserError where the server cannot be reached.
     """
-    total = furthest = breaks = 0
-    while True:
-        held = part.stat().st_size if part.exists() else 0
-        furthest = max(furthest, held)
-        with ask(session, url, held) as answer:
-            if answer.status_code == requests.codes.requested_range_not_satisfiable:
-                return total, ""                # nothing is lacking; the checksum will tell
-            if answer.status_code not in (requests.codes.ok, requests.codes.partial_content):
-                return total, f"{answer.status_code} {answer.reason}"
-            start = held if answer.status_code == requests.codes.partial_content else 0
-            try:
-                write(answer, part, start)
-                return total + part.stat().st_size - start, ""
-            except HTTPError as error:          # urllib3's: cut off or silent in mid-file
-                reached = part.stat().st_size
-                total += reached - start
-                breaks = 1 if reached > furthest else breaks + 1
-                if breaks > RETRIES:
-                    raise unreachable(url, error) from error
-        time.sleep(min(LONGEST_WAIT, 2 ** breaks) * random.uniform(0.5, 1))
-
-
-def ask(session: requests.Session, url: str, held: int) -> requests.Response:
-    """The answer to a request for all of url but its first held bytes. Raises UserError where there is none."""
-    try:
-        answer = session.get(url, headers={"Range": f"bytes={held}-"} if held else {}, stream=True, timeout=TIMEOUT)
-    except requests.RequestException as error:
-        raise unreachable(url, error) from error
+    for attempt in range(TRIES):
+        try:
+            answer = session.get(url, timeout=TIMEOUT)
+            break
+        except (requests.exceptions.ChunkedEncodingError, requests.exceptions.ConnectionError) as error:
+            # a connection that was never made is the session's to retry, and comes here as its MaxRetryError
+            if attempt == TRIES - 1 or hasattr(error.args[0] if error.args else None, "reason"):
+                raise unreachable(url, error) from error
+        except requests.RequestException as error:
+            raise unreachable(url, error) from error
+        time.sleep(min(LONGEST_WAIT, 2 ** attempt) * random.uniform(0.5, 1))
     if answer.status_code in PASSING:
         raise unreachable(url, f"it answers {answer.status_code} {answer.reason}")
-    return answer
-
-
-def write(answer: requests.Response, part: Path, start: int):
-    """Write an answer's body to part from byte start on, each piece as it comes. Raises HTTPError or OSError."""
-    with open(part, "r+b" if start else "wb") as file:
-        file.seek(start)
-        while chunk := answer.raw.read1(CHUNK, decode_content=False):
-            file.write(chunk)
-            file.flush()                        # an interrupted process keeps what came
+    return (answer.content, "") if answer.ok else (b"", f"{answer.status_code} {answer.reason}")
 
 
 def open_session(connect_retries: int = RETRIES) -> requests.Session:
@@ -256,7 +207,6 @@ def open_session(connect_retries: int = RETRIES) -> requests.Session:
     Fewer connect_retries say soon that there is no network at all.
     """
     session = requests.Session()
-    session.headers["Accept-Encoding"] = "identity"     # a range of a compressed file is no range of the file
     retry = Retry(RETRIES, connect=connect_retries, status_forcelist=PASSING, backoff_factor=1, backoff_jitter=1,
                   backoff_max=LONGEST_WAIT, retry_after_max=LONGEST_RETRY_AFTER, raise_on_status=False)
     for scheme in ("https://", "http://"):
@@ -271,8 +221,3 @@ def unreachable(url: str, reason) -> UserError:
         reason = inner[0] if inner else str(reason) or type(reason).__name__
     return UserError(f"{url} cannot be reached ({' '.join(reason.split())[:150]}); check the network or name a mirror "
                      "with --base_url, then give the same command again: it goes on with what has come")
-
-
-def part_of(path: Path) -> Path:
-    """Where a file is until it is whole."""
-    return path.with_name(path.name + ".part")

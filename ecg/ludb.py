@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ecg.arrays import EXCLUDED
+from ecg.arrays import EXCLUDED, OLDEST
 from ecg.signals import LEAD_NAMES, RECORD_LENGTH, RecordError
 from utils import UserError
 
@@ -166,14 +166,27 @@ def read_phases(path) -> np.ndarray:
     return np.stack(leads, axis=1)
 
 
-def read_diagnoses(path) -> tuple:
-    """The diagnoses in a record's header (path without extension). Raises RecordError."""
+def read_comments(path) -> list:
+    """The comments in a record's header (path without extension). Raises RecordError."""
     import wfdb
     try:
-        comments = [comment.strip() for comment in wfdb.rdheader(str(path)).comments]
-        return tuple(filter(None, comments[comments.index(HEADING) + 1:]))
-    except Exception as error:          # as above; ValueError where the heading is absent
-        raise RecordError(f"no diagnoses in its header ({type(error).__name__})") from error
+        return [comment.strip() for comment in wfdb.rdheader(str(path)).comments]
+    except Exception as error:          # as above
+        raise RecordError(f"its header is unreadable ({type(error).__name__})") from error
+
+
+def diagnoses_in(comments: list) -> tuple:
+    """The diagnoses among a header's comments. Raises RecordError."""
+    if HEADING not in comments:
+        raise RecordError("no diagnoses in its header")
+    return tuple(filter(None, comments[comments.index(HEADING) + 1:]))
+
+
+def person_in(comments: list) -> dict:
+    """Age and sex among a header's comments, as load_table has them; "" where unknown. LUDB names no patients."""
+    said = dict(comment.partition(": ")[::2] for comment in comments)
+    age, sex = said.get("<age>", "").strip().lstrip(">"), said.get("<sex>", "").strip().upper()
+    return {"age": min(int(age), OLDEST) if age.isdigit() else "", "sex": sex if sex in ("F", "M") else ""}
 
 
 def source_of(paths: dict) -> dict:

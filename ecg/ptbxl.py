@@ -1,16 +1,17 @@
 """PTB-XL's tables: which records there are, their folds and labels, the splits they go to, and the label audit."""
 import ast
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 
-from ecg.arrays import SIMULATED_MARKER, TEST_FOLD, VALIDATION_FOLD
+from ecg.arrays import OLDEST, SIMULATED_MARKER, TEST_FOLD, VALIDATION_FOLD
+from ecg.r_peaks import disagree
 from utils import UserError
 
 FILE_COLUMN = {100: "filename_lr", 500: "filename_hr"}
 VERSIONS = {21837: "1.0.1", 21799: "1.0.3"}            # by number of records
-AUDIT_COLUMNS = ("normal", "abnormal", "mixed", "unlabelled", "missing", "lost", "no R peak")
+AUDIT_COLUMNS = ("normal", "abnormal", "mixed", "unlabelled", "missing", "lost", "no R peak",
+                 "unsure")
 
 
 def read_table(path: Path, columns: set) -> pd.DataFrame:
@@ -50,10 +51,13 @@ def load_superclasses(path: Path) -> dict:
 
 
 def load_ptbxl(ptbxl_path: Path, sampling_rate: int, limit: int | None) -> pd.DataFrame:
-    """PTB-XL's records: index ecg_id; columns fold, file (without extension), statements, superclasses, kind.
+    """PTB-XL's records: index ecg_id; columns fold, statements, superclasses, kind, patient_id, age, sex, and file and
+    path (without extension) with present, whether both of a record's files are there. attrs["source"]: of the manifest.
 
     The superclasses of a record are the sorted set of diagnostic_class over its diagnostic statements.
     """
+    if ptbxl_path.is_file():
+        raise UserError(f"{ptbxl_path} given as --ptbxl_path is a file; name its folder, {ptbxl_path.parent}")
     table_path = ptbxl_path / "ptbxl_database.csv"
     table = read_table(table_path, {"ecg_id", "scp_codes", "strat_fold", FILE_COLUMN[sampling_rate]})
     diagnostic_class = load_superclasses(ptbxl_path / "scp_statements.csv")
@@ -69,12 +73,25 @@ def load_ptbxl(ptbxl_path: Path, sampling_rate: int, limit: int | None) -> pd.Da
             raise UserError(f"{table_path}: record {row['ecg_id']} has an unreadable ecg_id, scp_codes or strat_fold; "
                             "download it again") from error
         superclasses = tuple(sorted({diagnostic_class[code] for code in codes if code in diagnostic_class}))
-        rows.append((ecg_id, fold, str(row[FILE_COLUMN[sampling_rate]]), codes, superclasses, classify(superclasses)))
-    records = pd.DataFrame(rows, columns=["ecg_id", "fold", "file", "statements", "superclasses", "kind"])
+        rows.append((ecg_id, fold, str(row[FILE_COLUMN[sampling_rate]]), codes, superclasses, classify(superclasses),
+                     *person_in(row)))
+    records = pd.DataFrame(rows, columns=["ecg_id", "fold", "file", "statements", "superclasses", "kind",
+                                          "patient_id", "age", "sex"])
     if not len(records) or records["ecg_id"].duplicated().any():
         raise UserError(f"{table_path} holds no record, or an ecg_id twice; download it again")
-    records.attrs["records_in_table"] = len(table)
+    records["path"] = [ptbxl_path / file for file in records["file"]]
+    records["present"] = [all(Path(f"{path}{end}").is_file() for end in (".hea", ".dat")) for path in records["path"]]
+    records.attrs["source"] = {
+        "data_set": "simulated" if (ptbxl_path / SIMULATED_MARKER).exists() else "PTB-XL",
+        "records_in_table": len(table), "version": VERSIONS.get(len(table), "unknown")}
     return records.set_index("ecg_id")
+
+
+def person_in(row: dict) -> tuple:
+    """(patient_id, age, sex) of a row of the table, as arrays.load_table has them; "" where unknown."""
+    patient, age, sex = (pd.to_numeric(row.get(name), errors="coerce") for name in ("patient_id", "age", "sex"))
+    return ("" if pd.isna(patient) else f"{patient:.0f}", "" if pd.isna(age) else int(min(age, OLDEST)),
+            {0: "M", 1: "F"}.get(sex, ""))
 
 
 def split_of(fold: int) -> str:
@@ -82,27 +99,14 @@ def split_of(fold: int) -> str:
     return {VALIDATION_FOLD: "val", TEST_FOLD: "test"}.get(fold, "train")
 
 
-def files_of(records: pd.DataFrame, ptbxl_path: Path) -> pd.Series:
-    """Whether each record's two files are there."""
-    return records["file"].map(lambda file: all((ptbxl_path / f"{file}{end}").is_file() for end in (".hea", ".dat")))
-
-
-def require_files(present: pd.Series, records: pd.DataFrame, ptbxl_path: Path, allow_missing: bool):
+def require_files(records: pd.DataFrame, ptbxl_path: Path, allow_missing: bool):
     """Raise UserError for a partial download, unless it is allowed; and for one without a single file in any case."""
-    absent = records.index[~present]
-    if not len(absent) or (allow_missing and present.any()):
+    absent = records.loc[~records["present"], "file"]
+    if not len(absent) or (allow_missing and records["present"].any()):
         return
-    first = ", ".join(records.loc[absent[:3], "file"])
     remedy = "complete the download" if allow_missing else "complete the download, or go on with --allow_missing"
     raise UserError(f"{len(absent)} of the {len(records)} records that the table names are not in {ptbxl_path} "
-                    f"(first: {first}); {remedy}, or choose the other --sampling_rate")
-
-
-def source_of(ptbxl_path: Path, records: pd.DataFrame) -> dict:
-    """What the manifest says of the folder."""
-    in_table = records.attrs["records_in_table"]
-    return {"data_set": "simulated" if (ptbxl_path / SIMULATED_MARKER).exists() else "PTB-XL",
-            "records_in_table": in_table, "version": VERSIONS.get(in_table, "unknown")}
+                    f"(first: {', '.join(absent[:3])}); {remedy}, or choose the other --sampling_rate")
 
 
 def destinations(record, truth: dict) -> list:
@@ -119,26 +123,25 @@ def destinations(record, truth: dict) -> list:
 
 def table_row(record) -> dict:
     """What the tables of records say of one of load_ptbxl's rows (a named tuple)."""
-    return {"ecg_id": record.Index, "fold": record.fold, "label": int(record.kind != "normal"),
+    return {"ecg_id": record.Index, "patient_id": record.patient_id, "age": record.age, "sex": record.sex,
+            "fold": record.fold, "label": int(record.kind != "normal"),
             "superclasses": " ".join(record.superclasses), "statements": " ".join(record.statements)}
 
 
-def audit_labels(records: pd.DataFrame, present: pd.Series, outcome: pd.DataFrame) -> dict:
+def audit_labels(records: pd.DataFrame, outcome: dict) -> dict:
     """Count, per split and for all, what became of the records: {split: {column of AUDIT_COLUMNS: count}}.
 
-    Normal, abnormal, mixed and unlabelled divide the records of the table; mixed ones (NORM and another superclass)
-    are labelled abnormal. Missing are not in the folder, lost could not be used, and no R peak was found in some.
+    outcome: {ecg_id: (reason why it is lost or "", {detector: number of R peaks})} of the records that were read.
+    Normal, abnormal, mixed and unlabelled divide the records of the table.
     """
-    reasons = outcome["reason"].reindex(records.index)
-    peaks = outcome["r_peaks"].reindex(records.index)
-    counts = {}
-    for split in ("train", "val", "test", "all"):
-        chosen = records["fold"].map(split_of).eq(split) | (split == "all")
-        kinds = Counter(records.loc[chosen, "kind"])
-        counts[split] = {column: kinds[column] for column in AUDIT_COLUMNS[:4]}
-        counts[split]["missing"] = int((chosen & ~present).sum())
-        counts[split]["lost"] = int((chosen & reasons.fillna("").ne("")).sum())
-        counts[split]["no R peak"] = int((chosen & reasons.eq("") & peaks.eq(0)).sum())
+    counts = {split: dict.fromkeys(AUDIT_COLUMNS, 0) for split in ("train", "val", "test", "all")}
+    for record in records.itertuples():
+        reason, beats = outcome.get(record.Index, ("", {}))
+        columns = {record.kind: True, "missing": not record.present, "lost": bool(reason),
+                   "no R peak": beats.get("heartpy") == 0, "unsure": disagree(**beats) if beats else False}
+        for split in (split_of(record.fold), "all"):
+            for column, applies in columns.items():
+                counts[split][column] += applies
     return counts
 
 
@@ -149,7 +152,9 @@ def print_audit(counts: dict, lost: list):
     for split, row in counts.items():
         print(f"{titles[split]:<20}" + "".join(f"{row[column]:>12,}" for column in AUDIT_COLUMNS))
     print("normal: the superclasses are exactly {NORM}; mixed (NORM and another) are scored as abnormal; unlabelled "
-          "have no superclass\nand are left out; abnormal records of folds 1-8 are not read. Missing (no file), lost "
-          "(unusable) and without an R peak\n(kept) are counted among the first four.")
+          "have no superclass\nand are left out; abnormal records of folds 1-8 are not read. The others are counted "
+          "among the first four: missing (no file),\nlost (unusable), no R peak (HeartPy finds none; kept), unsure "
+          "(HeartPy, which paper uses, and the slope of all leads differ\nby more than a quarter in the number of "
+          "beats; kept).")
     for loss in lost:
         print(f"lost: record {loss['ecg_id']} ({loss['split']}): {loss['reason']}")

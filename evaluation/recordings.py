@@ -1,206 +1,186 @@
-"""One's own recordings, scored by a trained checkpoint: test.py --record PATH [PATH ...].
+"""One's own recordings, scored by a trained checkpoint: test.py --record, and tools/score_recordings.py.
 
-Each recording (recording_files.py says what is read) is cut into windows of 10 s, which are filtered, searched for R
-peaks and scored as preprocess.py and test.py do it. Of each window there is a row in record_scores.csv, with the
-percentile of its score among the normals of fold 9 (percentiles.py), and a figure. Not for clinical use.
+Each recording (ecg/recording_files.py says what is read) is cut into windows of 10 s, which are filtered, searched for
+R peaks and scored as preprocess.py and test.py do it. record_scores.csv has a row a window, with the percentile of its
+score among the normals of fold 9 (scoring/percentiles.py); the most anomalous windows are drawn. However long a
+recording is, only those stay in memory, and a few numbers of the others. Not for clinical use.
 """
-import csv
-import io
-import re
+import itertools
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-import calibration
-from evaluation import figures
-import parallel
-from scoring import percentiles
-from scoring import passes
-from dataloader import crop_global, normalize_records, valid_beats
-from model import GLOBAL_START, load_checkpoint
-from ecg.recording_files import read_recording
-from ecg.signals import LEAD_II, LEAD_NAMES, RECORD_LENGTH, SAMPLING_RATE, filter_leads, find_r_peaks
-from utils import UserError, choose_device, write_atomically
+from dataloader import valid_beats
+from ecg.r_peaks import disagree, find_r_peaks_by_heartpy, find_r_peaks_by_slope
+from ecg.recording_files import describe_flat, find_flat, open_recording, windows_of
+from ecg.signals import (LEAD_II, LEAD_NAMES, RECORD_LENGTH, SAMPLING_RATE, RecordError, doubt_height, filter_leads,
+                         median_height)
+from evaluation import files
+from evaluation.recording_figures import (PREFIX, Recording, Window, as_records, draw_recording, peaks_of,
+                                          show_percentile)
+from evaluation.report import pack_csv
+from model import load_checkpoint
+from scoring.passes import Scorer
+from scoring.percentiles import percentile, read_normals
+from scoring.protocols import PROTOCOLS, protocols_for
+from utils import PROCESSES, UserError, choose_device, git_commit, require_writable, sha256_of, versions
 
-SCORES_FILE = "record_scores.csv"
+SCORES_FILE, RESULTS_FILE = f"{PREFIX}scores.csv", f"{PREFIX}results.json"
+WINDOWS_AT_ONCE = 32                # in memory, 8 MB
+MOST_DRAWN = 10                     # windows of a recording, by default
+MOST_PRINTED = 60                   # windows of a recording; of more the most anomalous are printed
+
+
+@dataclass(frozen=True)
+class RecordingSettings:
+    """How recordings are read, scored and drawn."""
+    record_rate: float | None = None        # Hz, of .csv files that do not state it
+    record_unit: str | None = None          # of .csv files that do not state it
+    protocols: tuple = tuple(PROTOCOLS)     # names; the last one's scores say which windows are drawn
+    mask_ratio: int = 30
+    figures: int | None = None              # windows to draw of each recording; None: MOST_DRAWN, 0: none
+    device: str = "auto"
+    amp: str = "off"
 
 
 def add_flags(parser):
-    """Add --record and --record_rate to the flags of test.py."""
-    group = parser.add_argument_group("recordings of one's own")
-    group.add_argument("--record", nargs="+", metavar="PATH", help="score these instead of the test set: WFDB records "
-                       "of twelve leads, or .csv files as recording_files.py describes them; draws each 10 s of them")
-    group.add_argument("--record_rate", type=float, metavar="HZ", help="sampling rate of .csv files that do not say it")
+    """Add the flags of reading recordings to a script's."""
+    parser.add_argument("--record_rate", type=float, metavar="HZ", help="sampling rate of .csv files that do not state "
+                        "it")
+    parser.add_argument("--record_unit", metavar="UNIT", help="mV or uV: the unit of .csv files that do not state it")
 
 
-@dataclass
-class Window:
-    """10 s of a recording. name: for files; start: a sample at 500 Hz; signal: (5000, 12) float32, filtered, mV."""
-    record: str
-    name: str
-    start: int
-    signal: np.ndarray
-    r_peaks: np.ndarray
-
-    def span(self) -> str:
-        """Its first and last second in the recording."""
-        return f"{seconds(self.start)}-{seconds(self.start + RECORD_LENGTH)}"
-
-    def beats(self) -> int:
-        """How many beats are scored; 0 where it is evenly spaced windows, as none is valid."""
-        positions, real = valid_beats(self.r_peaks)
-        return len(positions) if real else 0
+def prepare_window(start: int, signal: np.ndarray, detectors: set) -> Window:
+    """Filter (5000, 12) mV and find its R peaks. start: a sample at 500 Hz."""
+    filtered, offset = filter_leads(signal), start / SAMPLING_RATE
+    flat = {lead: [(offset + begin, offset + end) for begin, end in spans] for lead, spans in find_flat(signal).items()}
+    r_peaks = {"slope": find_r_peaks_by_slope(filtered)}
+    if "heartpy" in detectors:
+        r_peaks["heartpy"] = find_r_peaks_by_heartpy(filtered[:, LEAD_II])
+    return Window(start, filtered.astype(np.float32), r_peaks, describe_flat(flat))
 
 
-def seconds(sample: int) -> str:
-    """The time of a sample at 500 Hz, exactly."""
-    return f"{sample / SAMPLING_RATE:.3f}".rstrip("0").rstrip(".")
+def score_recording(path, scorers: list, normals: dict, settings: RecordingSettings) -> Recording:
+    """Read and score a recording window by window. normals: of read_normals. Raises RecordError and UserError."""
+    source = open_recording(path, settings.record_rate, settings.record_unit)
+    recording, most = Recording(str(path), source.rate), MOST_DRAWN if settings.figures is None else settings.figures
+    detectors = {scorer.protocol.detector for scorer in scorers}
+    total = source.samples and -(-int(source.samples / source.rate) // (RECORD_LENGTH // SAMPLING_RATE))
+    windows = iter(tqdm(windows_of(source), desc=Path(path).name, total=total, unit="window", leave=False))
+    while batch := [prepare_window(*window, detectors) for window in itertools.islice(windows, WINDOWS_AT_ONCE)]:
+        records = as_records(batch, str(path))
+        scores = {scorer.protocol.name: scorer.score(records, peaks_of(batch, scorer)).scores for scorer in scorers}
+        for place, window in enumerate(batch):
+            of_window = {name: float(values[place]) for name, values in scores.items()}
+            window.score = of_window[scorers[-1].protocol.name]
+            recording.rows.append(make_row(str(path), window, of_window, normals))
+            recording.heights.append(median_height(window.signal[None]))
+        recording.drawn = sorted(recording.drawn + batch, key=lambda window: -window.score)[:most]
+    recording.notes = [*source.notes, *notes_of(recording)]
+    return recording
 
 
-def window_starts(samples: int) -> list:
-    """Where the windows of a recording (at 500 Hz, 10 s or more) begin: one after the other, the last at its end.
-
-    So the last two overlap where the length is not a multiple of 10 s, and no sample is left out.
-    """
-    starts = list(range(0, samples - RECORD_LENGTH + 1, RECORD_LENGTH))
-    return starts + [samples - RECORD_LENGTH] * (samples % RECORD_LENGTH > 0)
-
-
-def cut_windows(number: int, path, record_rate: float | None) -> list:
-    """The Windows of a recording, the number-th that was named. Raises UserError."""
-    signal, windows = read_recording(path, record_rate), []
-    stem = re.sub(r"[^\w-]", "_", Path(path).stem)[:60]
-    for start in window_starts(len(signal)):
-        filtered = filter_leads(signal[start:start + RECORD_LENGTH])
-        windows.append(Window(str(path), f"record_{number}-{stem}_{seconds(start)}s", start,
-                              filtered.astype(np.float32), find_r_peaks(filtered[:, LEAD_II])))
-    return windows
+def make_row(record: str, window: Window, scores: dict, normals: dict) -> dict:
+    """A row of record_scores.csv. beats: R peaks by the slope of all leads; a percentile is "" without normals."""
+    positions, real = valid_beats(window.r_peaks["slope"])
+    row = {"record": record, "start_s": window.start / SAMPLING_RATE,
+           "end_s": (window.start + RECORD_LENGTH) / SAMPLING_RATE, "beats": len(window.r_peaks["slope"]),
+           "valid_beats": len(positions) if real else 0}
+    if "heartpy" in window.r_peaks:
+        row["heartpy_beats"] = len(window.r_peaks["heartpy"])
+    for name, score in scores.items():
+        row[f"{name}_score"] = score
+        row[f"{name}_percentile"] = percentile(score, normals[name]) if name in normals else ""
+    return row | {"flat": window.flat}
 
 
-def score_recordings(arguments):
-    """test.py --record: score, print, write and draw. arguments: of test.py. Raises UserError."""
-    if len(arguments.load_path) > 1 or not arguments.load_model:
-        raise UserError("--record needs one trained network; name one checkpoint with --load_path, and leave out "
-                        "--load_model 0")
-    device, path = choose_device(arguments.device), arguments.load_path[0]
-    parallel.start(device)
-    model, facts = load_checkpoint(path)
-    if model.leads != len(LEAD_NAMES):
-        raise UserError(f"{path} was trained on {model.leads} leads, but --record reads {len(LEAD_NAMES)}; name "
-                        "another checkpoint")
-    windows = [window for number, one in enumerate(arguments.record, 1)
-               for window in cut_windows(number, one, arguments.record_rate)]
-    fitted = percentiles.read_calibration(path, facts, arguments.mask_ratio, model.leads, arguments.protocol)
-    protocols = percentiles.choose_protocols(arguments.protocol, model, fitted)
-    scores, maps = score_windows(model.to(device).eval(), windows, protocols, fitted, arguments, device)
-    if parallel.RANK == 0:
-        normals, note = percentiles.read_normals(path, facts, arguments.mask_ratio)
-        rows = make_rows(windows, scores, normals)
-        write_atomically(Path(arguments.output_dir) / SCORES_FILE, lambda file: file.write(pack_rows(rows)))
-        print_rows(rows, windows, protocols, note)
-        draw_windows(model, windows, rows, maps, protocols[-1], arguments, device)
-        print(f"written to {arguments.output_dir}\nNot for clinical use.")
-    parallel.stop()
-
-
-def score_windows(model, windows: list, protocols: tuple, fitted: dict | None, arguments, device) -> tuple:
-    """({protocol: scores (windows,)}, maps (windows, 4800, 12) under the last of the protocols).
-
-    fitted: the calibration, where "calibrated" is among the protocols. Scored is what test.py scores, for "paper" the
-    signal in mV; the maps under "paper" are of the normalised signal, as they are in the localization benchmark.
-    """
-    in_millivolts, r_peaks = np.stack([window.signal for window in windows]), [window.r_peaks for window in windows]
-    found = {}
-
-    def score(signals, passes, with_maps):
-        return passes.score_split(model, torch.from_numpy(signals).to(device), r_peaks, passes, arguments.mask_ratio,
-                                   device, "recordings", with_maps=with_maps, amp=arguments.amp,
-                                   with_profiles="calibrated" in protocols)
-    for passes in dict.fromkeys(passes.PASSES[protocol] for protocol in protocols):
-        found[passes] = score(in_millivolts, passes, passes == "clean")
-    scores = {protocol: found[passes.PASSES[protocol]].scores for protocol in protocols}
-    if protocols[-1] == "paper":
-        normalised = normalize_records(torch.from_numpy(in_millivolts)).numpy()
-        return scores, score(normalised, "paper", True).maps
-    maps = found["clean"].maps
-    if "calibrated" in protocols:
-        scores["calibrated"] = calibration.score_records(fitted, calibration.features(found["clean"].profiles,
-                                                                                      in_millivolts))
-        maps = calibration.unusual_maps(fitted, maps, passes.beat_phases(r_peaks), scores["calibrated"])
-    return scores, maps
-
-
-def make_rows(windows: list, scores: dict, normals: dict) -> list:
-    """The rows of record_scores.csv, a dict a window. Without scores in normals a percentile is ""."""
-    rows = []
-    for place, window in enumerate(windows):
-        row = {"record": window.record, "start_s": window.start / SAMPLING_RATE,
-               "end_s": (window.start + RECORD_LENGTH) / SAMPLING_RATE, "beats": window.beats()}
-        for protocol, found in scores.items():
-            row[f"{protocol}_score"] = float(found[place])
-            row[f"{protocol}_percentile"] = (percentiles.percentile(found[place], normals[protocol])
-                                             if protocol in normals else "")
-        rows.append(row)
-    return rows
-
-
-def pack_rows(rows: list) -> bytes:
-    """record_scores.csv, in full precision."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def show_percentile(value) -> str:
-    """A percentile as text."""
-    return "-" if value == "" else f"{value:.1f}"
-
-
-def print_rows(rows: list, windows: list, protocols: tuple, note: str):
-    """Print the table, and what limits it. note: of percentiles.read_normals."""
-    width = max(10, *(len(row["record"]) for row in rows)) + 2
-    print(f"\n{'record':<{width}}{'window (s)':<16}{'beats':>6}"
-          + "".join(f"{f'{protocol} score':>18}{'percentile':>12}" for protocol in protocols))
-    for row, window in zip(rows, windows):
-        print(f"{row['record']:<{width}}{window.span():<16}{row['beats']:>6}"
-              + "".join(f"{row[f'{protocol}_score']:>18.4f}{show_percentile(row[f'{protocol}_percentile']):>12}"
-                        for protocol in protocols))
-    if any(rows[0][f"{protocol}_percentile"] != "" for protocol in protocols):
-        print("percentile: so many percent of the normals of fold 9 score lower")
-    if note:
-        print(note)
-    beatless = [f"{window.record} {window.span()} s" for window in windows if not window.beats()]
+def notes_of(recording: Recording) -> list:
+    """What is doubtful about a recording's amplitude and beats, sentences without a full stop."""
+    notes, rows = [], recording.rows
+    heights = [height for height in recording.heights if height > 0]
+    if heights and (doubt := doubt_height(float(np.median(heights)))):
+        notes.append(doubt)
+    unsure = [row for row in rows if "heartpy_beats" in row and disagree(row["heartpy_beats"], row["beats"])]
+    if unsure:
+        first = unsure[0]
+        notes.append("HeartPy, by which paper finds beats, and the slope of all leads differ by more than a quarter in "
+                     f"{len(unsure)} of {len(rows)} windows (at {first['start_s']:g} s {first['heartpy_beats']} "
+                     f"against {first['beats']} beats), so the paper score there is doubtful")
+    beatless = [f"{row['start_s']:g}" for row in rows if not row["valid_beats"]]
     if beatless:
-        print(f"no valid beat in {len(beatless)} of {len(windows)} windows, which are scored on evenly spaced windows "
-              f"instead: {', '.join(beatless)}")
+        notes.append(f"no valid beat in {len(beatless)} of {len(rows)} windows, which are scored on evenly spaced "
+                     f"windows instead (from {', '.join(beatless[:10])}{' ...' * (len(beatless) > 10)} s on)")
+    return notes
 
 
-def brightest(scores: np.ndarray) -> tuple:
-    """The (start, stop) to draw: the 2.4 s with the highest scores of a map (4800, leads), starting on a 0.2 s line."""
-    total = np.r_[0, np.cumsum(scores.sum(axis=1))]
-    starts = np.arange(0, len(scores) - figures.LENGTH + 1, figures.SNAP)
-    start = int(starts[np.argmax(total[starts + figures.LENGTH] - total[starts])])
-    return start, start + figures.LENGTH
+# ---- what is printed
+
+def print_recording(recording: Recording, protocols: list):
+    """Print a recording's windows, of many the most anomalous, and what was noticed."""
+    rows, last = recording.rows, f"{protocols[-1]}_score"
+    print(f"\n{recording.path}, {recording.rate:g} Hz, {len(rows)} window{'s' * (len(rows) > 1)}"
+          + f", the {MOST_DRAWN} most anomalous" * (len(rows) > MOST_PRINTED))
+    print(f"{'window (s)':<18}{'beats':>6}" + "".join(f"{f'{name} score':>16}{'percentile':>12}" for name in protocols)
+          + "  flat leads" * any(row["flat"] for row in rows))
+    if len(rows) > MOST_PRINTED:
+        rows = sorted(rows, key=lambda row: -row[last])[:MOST_DRAWN]
+    for row in rows:
+        print(f"{row['start_s']:g}-{row['end_s']:g}".ljust(18) + f"{row['beats']:>6}"
+              + "".join(f"{row[f'{name}_score']:>16.4f}{show_percentile(row[f'{name}_percentile']):>12}"
+                        for name in protocols) + f"  {row['flat']}".rstrip())
+    for note in recording.notes:
+        print(f"note: {note}")
 
 
-def draw_windows(model, windows: list, rows: list, maps: np.ndarray, protocol: str, arguments, device):
-    """Draw each window with its restoration, in mV, and its map (windows, 4800, 12)."""
-    restored = passes.restore_records(model, np.stack([window.signal for window in windows]),
-                                       [window.r_peaks for window in windows], protocol, arguments.mask_ratio, device)
-    for window, row, found, of_map in zip(tqdm(windows, desc="figures", leave=False), rows, restored, maps):
-        low, high = window.signal.min(axis=0), window.signal.max(axis=0)
-        signal = crop_global(window.signal[None])[0]
-        title = (f"{Path(window.record).name[:60]}, {window.span()} s, {protocol} protocol: "
-                 f"score {row[f'{protocol}_score']:.4g}, percentile {show_percentile(row[f'{protocol}_percentile'])} "
-                 "(no truth)")
-        in_millivolts = found if model.lead_scale is not None else (found + 1) / 2 * (high - low) + low
-        figures.draw_localization(
-            figures.Example(title, "mV", LEAD_NAMES, signal, in_millivolts,
-                            np.zeros(signal.shape, np.uint8), of_map,
-                            (window.start + GLOBAL_START) / SAMPLING_RATE),
-            Path(arguments.output_dir), window.name, brightest(of_map))
+# ---- all of it
+
+def score_recordings(paths: list, load_path: str, output_dir, settings: RecordingSettings):
+    """Score, print, write and draw. Recordings that cannot be scored are named, the others are scored all the same.
+
+    Raises UserError, for such recordings too, at the end.
+    """
+    if PROCESSES > 1:
+        raise UserError("recordings are scored by one process; start the script without torchrun")
+    output = Path(output_dir)
+    require_writable(output)
+    files.require_ours(output, [path.name for path in output.glob(f"{PREFIX}*")], RESULTS_FILE)
+    device = choose_device(settings.device, settings.amp)
+    model, facts = load_checkpoint(load_path)
+    if model.leads != len(LEAD_NAMES):
+        raise UserError(f"{load_path} was trained on {model.leads} leads, but recordings have {len(LEAD_NAMES)}; name "
+                        "another checkpoint")
+    scorers = [Scorer(model.to(device).eval(), protocol, settings.mask_ratio, settings.amp)
+               for protocol in protocols_for(model, settings.protocols)]
+    protocols = [scorer.protocol.name for scorer in scorers]
+    normals, note = read_normals(load_path, facts, settings.mask_ratio)
+    rows, contents, about, refused = [], {}, [], {}
+    for number, path in enumerate(paths, 1):
+        try:
+            recording = score_recording(path, scorers, normals, settings)
+        except RecordError as error:
+            refused[str(path)] = f"{path} given as --record cannot be scored: {error}; {error.remedy}"
+            if len(paths) > 1:
+                print(refused[str(path)], file=sys.stderr)
+            continue
+        print_recording(recording, protocols)
+        rows += recording.rows
+        contents |= draw_recording(number, recording, scorers[-1])
+        about.append({"record": recording.path, "rate": recording.rate, "windows": len(recording.rows),
+                      "notes": recording.notes})
+    if rows:
+        contents[SCORES_FILE] = pack_csv(list(rows[0]), [list(row.values()) for row in rows])
+        files.write_report(output, contents, {
+            "recordings": about, "not_scored": refused, "checkpoint": {"path": str(load_path),
+                                                                       "sha256": sha256_of(load_path)},
+            "protocols": protocols, "mask_ratio": settings.mask_ratio, "amp": settings.amp, "device": str(device),
+            "versions": versions(), "commit": git_commit()}, RESULTS_FILE)
+        if normals:
+            print("\npercentile: so many percent of the normals of fold 9 score lower")
+        print((f"{note}\n" if note else "") + f"written to {output}\nNot for clinical use.")
+    if refused:
+        raise UserError(next(iter(refused.values())) if len(paths) == 1 else
+                        f"{len(refused)} of {len(paths)} recordings were not scored, as is said above: "
+                        f"{', '.join(refused)}; mend them, or leave them out")

@@ -1,29 +1,23 @@
-"""Trivial scores, to hold beside the network's on the same records: a number that does not beat them is not a result.
+"""Trivial scores and maps, to hold beside the network's on the same records: what does not beat them says nothing.
 
-Detection: four numbers that take no training, and one serious rival, the median beat of a record under a principal
-component analysis of the training normals. Localization: maps that know nothing but the signal or its R peaks.
-A higher score is more anomalous.
+Detection: how large, steep, fast and irregular a record is, and who it is of: age and sex. Localization: maps that know
+nothing but the signal and its R peaks. A higher score is more anomalous.
 """
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 
 from dataloader import crop_global, valid_beats
-from model import BEAT_BEFORE, BEAT_LENGTH
-from scoring.passes import smooth_maps
+from ecg.arrays import Records
 from ecg.signals import SAMPLING_RATE, normalize_leads
-
-COMPONENTS = 10                     # of the median beat: the best on fold 9 of PTB-XL among 2, 5, 8, 10, 15, 30
-THINNING = 4                        # every fourth sample of the median beat: the pass band ends at 25 Hz
-MEDIAN_BEAT = "median beat, PCA"
+from scoring.passes import smooth_maps
 
 
-def detection_baselines(records, r_peaks: list) -> dict:
-    """Scores that take no training, (records,) each. records: iterable of (5000, leads) as stored; R peaks of each."""
-    steepness = [(np.abs(record).max(), np.abs(np.diff(record, axis=0)).mean()) for record in records]
+def score_signals(records: Records, r_peaks: list) -> dict:
+    """{name: (records,)}: the largest amplitude and the mean slope as stored, the rate and how irregular it is."""
+    size = [(np.abs(record).max(), np.abs(np.diff(record, axis=0)).mean()) for record in records.iterate()]
     rhythm = np.array([describe_rhythm(positions) for positions in r_peaks], dtype=np.float64).reshape(-1, 2)
     return dict(zip(("largest amplitude", "mean |slope|", "heart rate", "RR irregularity"),
-                    (*np.array(steepness, dtype=np.float64).T, *rhythm.T)))
+                    (*np.array(size, dtype=np.float64).T, *rhythm.T)))
 
 
 def describe_rhythm(r_peaks: np.ndarray) -> tuple:
@@ -35,48 +29,33 @@ def describe_rhythm(r_peaks: np.ndarray) -> tuple:
     return 60 / intervals.mean(), np.sqrt(np.mean(changes ** 2)) / intervals.mean() if len(changes) else 0.0
 
 
-def median_beat(record: np.ndarray, r_peaks: np.ndarray) -> np.ndarray:
-    """The median of a record's valid beats, all leads, divided by its RMS: (120 * leads,) from (5000, leads) in mV."""
-    positions, _ = valid_beats(r_peaks)
-    samples = positions[:, None] + np.arange(-BEAT_BEFORE, BEAT_LENGTH - BEAT_BEFORE, THINNING)
-    beat = np.median(record[samples], axis=0)
-    return (beat / max(np.sqrt(np.mean(np.square(beat))), 1e-9)).ravel()
+def score_people(table: dict, normals: dict) -> dict:
+    """{name: (records,)}: age, its distance from the normals' mean age, and being male; those that tables tell.
 
-
-def fit_median_beats(normals, scale: dict, r_peaks: list, rows: np.ndarray) -> PCA:
-    """Principal components of the median beats of rows of train.npy. normals: iterable of these (5000, leads).
-
-    scale: "low" and "high" (records, leads) in mV of all of train.npy; they undo its normalisation, which hides how
-    large the leads are beside each other. r_peaks: of all of train.npy.
+    table, normals: columns of load_table, of the records and of the training normals, {} where there is none. A record
+    without an age or sex is scored as the mean of the others.
     """
-    beats = np.stack([median_beat((record + 1) / 2 * (scale["high"][row] - scale["low"][row]) + scale["low"][row],
-                                  r_peaks[row]) for record, row in zip(normals, rows)])
-    return PCA(COMPONENTS, svd_solver="randomized", random_state=0).fit(beats)
+    scores = {}
+    ages, sexes, usual = (known.get(name, np.array([])) for known, name in
+                          ((table, "age"), (table, "sex"), (normals, "age")))
+    if np.isfinite(ages).any():
+        scores["age"] = np.where(np.isfinite(ages), ages, np.nanmean(ages))
+        if np.isfinite(usual).any():
+            scores["|age - mean|"] = np.abs(scores["age"] - np.nanmean(usual))
+    if (sexes != "").any():
+        scores["sex"] = np.where(sexes == "", (sexes[sexes != ""] == "M").mean(), sexes == "M")
+    return scores
 
 
-def score_median_beats(fitted: PCA, records, r_peaks: list) -> np.ndarray:
-    """Squared Mahalanobis distance plus squared residual, each averaged over its dimensions: (records,).
+def make_maps(records: Records, r_peaks: list) -> dict:
+    """Maps that know nothing of ECGs but where the R peaks are, {name: (records, 4800, leads)}.
 
-    records: iterable of (5000, leads) in mV; r_peaks: of each.
-    """
-    beats = np.stack([median_beat(record, positions) for record, positions in zip(records, r_peaks)])
-    inside = fitted.transform(beats)
-    outside = beats - fitted.inverse_transform(inside)
-    spare = beats.shape[1] - COMPONENTS
-    return (np.square(inside) / fitted.explained_variance_).mean(axis=1) \
-        + np.square(outside).sum(axis=1) / (fitted.noise_variance_ * spare)
-
-
-def localization_baselines(records, r_peaks: list) -> dict:
-    """Maps that know nothing of ECGs but where the R peaks are, (records, 4800, leads) each.
-
-    records: iterable of (5000, leads), normalised; r_peaks: of each, those too near to an end for a beat included. Near
-    an R peak (where there is none, a window that is scored), steep, or far from the lead's median is anomalous; the
-    last two are smoothed like the scores.
+    r_peaks: of each record, those too near to an end for a beat included. Near an R peak (where there is none, a window
+    that is scored), steep, or far from the lead's median is anomalous; the last two are smoothed like the scores.
     """
     def smooth(maps):
         return smooth_maps(torch.from_numpy(maps)).numpy()
-    normalised = np.stack([normalize_leads(record) for record in records]).astype(np.float32)
+    normalised = np.stack([normalize_leads(record) for record in records.iterate()]).astype(np.float32)
     nearness = np.zeros_like(normalised)
     for row, positions in enumerate(r_peaks):
         positions = positions if len(positions) else valid_beats(positions)[0]

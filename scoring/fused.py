@@ -4,6 +4,8 @@ BatchNorm folds into the convolutions. A transposed convolution of kernel 4 and 
 twice the channels, whose output, read in order, is already interleaved. Of the trend decoder's first layer, which is
 linear, the trend's half is computed once a record. tests/test_scoring.py holds it to the plain network.
 """
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -47,7 +49,8 @@ class FusedEncoder:
 class FusedDecoder:
     """Computes what build_decoder's layers compute, from tokens (B, hidden, tokens) to (B, samples, channels).
 
-    Between the layers x is (B, channels, 1, samples + 2) with a zero at either end, the next layer's padding.
+    Between the layers x is (B, channels, 1, samples + 2) with a zero at either end, the next layer's padding. The last
+    layer, the log-variance's, is float32 as in training.
     """
 
     def __init__(self, decoder: nn.Sequential, dtype: torch.dtype):
@@ -64,22 +67,23 @@ class FusedDecoder:
             weight = weight * factor[:, None, None, None]
             # outputs 2u-1 and 2u both see inputs u-1 and u, the odd one by taps 2 and 0, the even one by 3 and 1
             pair = torch.cat([weight[..., [2, 0]], weight[..., [3, 1]]])
-            self.steps.append((frozen(pair, dtype), offset.detach().to(dtype).repeat(2)))
+            own = torch.float32 if norm is None else dtype
+            self.steps.append((frozen(pair, own), offset.detach().to(own).repeat(2)))
 
     def start(self, tokens, part: slice = slice(None)):
         """The first layer without its offset, for the token channels in part: linear, so parts of it add up."""
         return F.conv2d(tokens.to(self.dtype).unsqueeze(2), self.first[:, part], padding=(0, TOKEN_KERNEL))
 
     def finish(self, x):
-        """From the first layer's output to the restored signal."""
+        """From the first layer's output to that of the last one, before Tanh."""
         x = pad_ends(F.relu_(x + self.first_offset[:, None, None]))
         for position, (weight, offset) in enumerate(self.steps):
-            x = F.conv2d(x, weight, offset)                                         # (B, 2 channels, 1, samples + 1)
+            x = F.conv2d(x.to(weight.dtype), weight, offset)                        # (B, 2 channels, 1, samples + 1)
             batch, double, _, windows = x.shape
             x = x.permute(0, 2, 3, 1).reshape(batch, 1, 2 * windows, double // 2)
             if position + 1 < len(self.steps):
                 x = pad_ends(F.relu_(x.permute(0, 3, 1, 2)))
-        return torch.tanh(x[:, 0, 1:-1].float())
+        return x[:, 0, 1:-1]
 
     def __call__(self, tokens):
         return self.finish(self.start(tokens))
@@ -94,14 +98,12 @@ def pad_ends(x):
 class FusedMCF:
     """MCF in eval mode, for scoring; its convolutions compute in dtype, all else in float32.
 
-    It copies the weights: make it anew after a training step.
+    It copies the weights, and leaves the model as it is: make it anew after a training step.
     """
 
     @torch.no_grad()
     def __init__(self, model: MCF, dtype: torch.dtype = torch.float32):
-        self.model, self.leads, self.hidden = model, model.leads, model.hidden
-        self.lead_scale = None if model.lead_scale is None else torch.tensor(
-            model.lead_scale, device=next(model.parameters()).device)
+        self.model = model = copy.deepcopy(model).eval()
         self.encode_global, self.encode_local, self.encode_trend = (
             FusedEncoder(encoder, dtype)
             for encoder in (model.global_encoder, model.local_encoder, model.trend_encoder))
@@ -111,12 +113,11 @@ class FusedMCF:
 
     def begin_trend(self, trend_tokens):
         """The trend's share of the trend decoder's first layer, for restore(): once a record."""
-        return self.trend_decoder.start(trend_tokens, slice(self.hidden, None))
+        return self.trend_decoder.start(trend_tokens, slice(self.model.hidden, None))
 
     def restore(self, global_tokens, local_tokens, trend_begun):
         """Tokens of n beats and their records (n, hidden, 136), (n, hidden, 1), begin_trend's output: MCF's outputs."""
+        read, of_records = self.model.read_output, slice(self.model.hidden)
         global_tokens, local_tokens = self.model.cross_attend(global_tokens.float(), local_tokens.float())
-        of_global, of_local = self.global_decoder(global_tokens), self.local_decoder(local_tokens)
-        of_trend = self.trend_decoder.finish(self.trend_decoder.start(global_tokens, slice(self.hidden)) + trend_begun)
-        return ((of_global[..., :self.leads], of_global[..., self.leads:]),
-                (of_local[..., :self.leads], of_local[..., self.leads:]), of_trend)
+        of_trend = self.trend_decoder.finish(self.trend_decoder.start(global_tokens, of_records) + trend_begun)
+        return read(self.global_decoder(global_tokens)), read(self.local_decoder(local_tokens)), read(of_trend)[0]

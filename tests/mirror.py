@@ -1,6 +1,5 @@
 """A PhysioNet on this machine, for the tests of download.py: it cuts, stalls, lies and refuses on demand."""
 import hashlib
-import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -13,12 +12,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         mirror, name = self.server, self.path.lstrip("/")
-        start = int(re.sub(r"\D", "", self.headers.get("Range", "0")))
-        mirror.log.append((name, start, self.client_address))
+        mirror.log.append((name, self.client_address))
         fault, detail = next(mirror.faults.get(name, iter(())), (None, None))
         body = mirror.files.get(name)
-        if fault == "no range":
-            start = 0
         if fault == "meet":
             detail.wait()
         if fault == "drop":
@@ -27,12 +23,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(detail[0], headers=detail[1])
         elif body is None:
             self.answer(404)
-        elif start and start >= len(body):
-            self.answer(416)
         else:
             body = body[:-1] + bytes([body[-1] ^ 1]) if fault == "wrong" else body
-            stop = CUT if fault in ("cut", "stall") or detail == "cut" else None
-            self.answer(206 if start else 200, body[start:], stop)
+            self.answer(200, body, CUT if fault in ("cut", "stall") else None)
         if fault == "stall":
             self.wfile.flush()
             mirror.closing.wait()
@@ -53,9 +46,9 @@ class Handler(BaseHTTPRequestHandler):
 class Mirror(ThreadingHTTPServer):
     """Files by path, the faults of each path's next requests, and the log of all requests.
 
-    files: {path: bytes}. log: [(path, first byte asked for, peer)]. faults: {path: iterator over (fault, detail)}, of
-    "cut" and "stall" (after CUT bytes), "wrong" (its last bit), "no range" (detail "cut": that too), "drop" (no
-    answer), "status" (detail: code and headers), "meet" (detail: the barrier to wait at).
+    files: {path: bytes}. log: [(path, peer)]. faults: {path: iterator over (fault, detail)}, of "cut" and
+    "stall" (after CUT bytes), "wrong" (its last bit), "drop" (no answer), "status" (detail: code and headers), "meet"
+    (detail: the barrier to wait at).
     """
     daemon_threads = True
 
@@ -71,5 +64,5 @@ class Mirror(ThreadingHTTPServer):
             f"{hashlib.sha256(content).hexdigest()} {name}\n" for name, content in files.items()).encode()
 
     def asked(self, path):
-        """From which byte on each request for a path was."""
-        return [start for asked, start, _ in self.log if asked == path]
+        """How often a path was asked for."""
+        return sum(name == path for name, _ in self.log)

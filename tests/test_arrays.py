@@ -2,14 +2,13 @@
 import io
 import json
 import sys
-import zipfile
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from ecg import arrays
-from ecg import signals
+from ecg import arrays, signals
+from ecg.arrays import Records
 from utils import UserError
 
 
@@ -37,8 +36,10 @@ def npz(**content):
     return file.getvalue()
 
 
-def check_message(caught, path):
-    """A message for the user: one line that names the file."""
+def refuse(path, act, *arguments, match=None):
+    """act(*arguments) is a UserError of one line that names the file."""
+    with pytest.raises(UserError, match=match) as caught:
+        act(*arguments)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -50,302 +51,249 @@ def folder(tmp_path):
 
 
 def open_train(folder):
-    return arrays.open_signals(folder, "train", 12)
+    return arrays.open_records(folder, "train", 12)
 
 
-@pytest.fixture
-def searches(monkeypatch):
-    """A list that grows by one at every call of find_r_peaks."""
-    calls, find = [], signals.find_r_peaks
-    monkeypatch.setattr(arrays, "find_r_peaks", lambda lead: calls.append(1) or find(lead))
-    return calls
-
-
-# ---- load_npy
+# ---- arrays and labels
 
 GOOD = npy(np.zeros((2, 5000, 12), np.float32))
-DAMAGED = {"pickled objects": npy(np.array([{}, 1], dtype=object), allow_pickle=True), "truncated": GOOD[:-100],
-           "header only": GOOD[:128], "half a header": GOOD[:50], "empty": b"", "text": b"I, II, III\n0.1, 0.2, 0.3\n",
-           "damaged header": GOOD.replace(b"(2, 5000, 12)", b"(2, 5000, 12 "), "an archive": npz(signals=np.zeros(3)),
-           "half an archive": npz(signals=np.zeros(3))[:90]}
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_arrays_are_refused_by_name(tmp_path, name):
+@pytest.mark.parametrize("content", [
+    npy(np.array([{}, 1], dtype=object), allow_pickle=True), GOOD[:-100], GOOD[:128], GOOD[:50], b"",
+    b"I, II, III\n0.1, 0.2, 0.3\n", GOOD.replace(b"(2, 5000, 12)", b"(2, 5000, 12 "), npz(signals=np.zeros(3)),
+    npz(signals=np.zeros(3))[:90], None],
+    ids=["pickle", "cut", "header only", "half a header", "empty", "text", "bad header", "archive", "half", "missing"])
+def test_damaged_arrays_are_refused_by_name(tmp_path, content):
     """Whatever stands in the place of an array ends in one sentence that names the file; no pickle is ever run."""
-    path = tmp_path / "train.npy"
-    path.write_bytes(DAMAGED[name])
-    with pytest.raises(UserError) as caught:
-        arrays.load_npy(path)
-    check_message(caught, path)
+    if content is not None:
+        (tmp_path / "train.npy").write_bytes(content)
+    refuse(tmp_path / "train.npy", arrays.load_npy, tmp_path / "train.npy", match="make it")
 
-
-def test_missing_array_names_its_remedy(tmp_path):
-    """The first error of a new user: no array yet. It says which, and that preprocess.py makes it."""
-    with pytest.raises(UserError, match="preprocess.py") as caught:
-        arrays.load_npy(tmp_path / "test.npy")
-    check_message(caught, tmp_path / "test.npy")
-    (tmp_path / "val.npy").mkdir()
-    with pytest.raises(UserError) as caught:
-        arrays.load_npy(tmp_path / "val.npy")
-    check_message(caught, tmp_path / "val.npy")
-
-
-# ---- open_signals, open_labels
 
 @pytest.mark.parametrize("array, reason", [
-    (np.zeros((5000, 12)), "shape"), (np.zeros((2, 4800, 12)), "shape"), (np.zeros((2, 5000, 8)), "--dims"),
-    (np.zeros((2, 12, 5000)), "shape"), (np.zeros((0, 5000, 12)), "shape"), (np.array(1.0), "shape"),
-    (np.zeros((2, 5000, 12), np.int16), "int16"), (np.zeros((2, 5000, 12), complex), "complex128")])
+    (np.zeros((5000, 12)), "shape"), (np.zeros((2, 5000, 8)), "--dims"), (np.zeros((2, 12, 5000)), "shape"),
+    (np.zeros((0, 5000, 12)), "shape"), (np.array(1.0), "shape"), (np.zeros((2, 5000, 12), np.int16), "int16"),
+    (np.zeros((2, 5000, 12), complex), "complex128")])
 def test_signals_of_another_shape_or_type_are_refused(tmp_path, array, reason):
     """Wrong dimensions, length, leads or integers would only fail, or score nonsense, much later."""
     np.save(tmp_path / "test.npy", array)
-    with pytest.raises(UserError, match=reason) as caught:
-        arrays.open_signals(tmp_path, "test", 12)
-    check_message(caught, tmp_path / "test.npy")
+    refuse(tmp_path / "test.npy", arrays.open_records, tmp_path, "test", 12, match=reason)
 
 
-@pytest.mark.parametrize("dtype", ["<f4", "<f8", "<f2", ">f8"])
-def test_signals_are_opened_whatever_their_precision(tmp_path, dtype):
-    """The authors' float64 arrays load as well, and are mapped, not read into memory."""
-    np.save(tmp_path / "test.npy", make_signals().astype(dtype))
-    opened = arrays.open_signals(tmp_path, "test", 12)
-    assert isinstance(opened, np.memmap) and opened.shape == (4, 5000, 12)
-
-
-@pytest.mark.parametrize("labels", [
-    [0, 1], [0, 1, 2], [0, 1, -1], [0, 1, np.nan], [1, 1, 1], [0, 0, 0], [[0, 1, 1]], ["0", "1", "1"]])
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2], [0, 1, np.nan], [1, 1, 1], [[0, 1, 1]], ["0", "1", "1"]])
 def test_bad_labels_are_refused(tmp_path, labels):
     """AUROC needs 0 and 1, both, one a record: another length, another value, NaN or one class alone is named."""
     np.save(tmp_path / "label.npy", np.array(labels))
-    with pytest.raises(UserError) as caught:
-        arrays.open_labels(tmp_path, "test", (3,))
-    check_message(caught, tmp_path / "label.npy")
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64, bool])
-def test_good_labels_are_opened(tmp_path, dtype):
-    """Labels of any number type, per record and per point, come back as they were."""
-    np.save(tmp_path / "label.npy", np.array([0, 1, 1], dtype))
-    assert arrays.open_labels(tmp_path, "test", (3,)).tolist() == [0, 1, 1]
-    points = np.zeros((2, 5000, 12), dtype)
-    points[1, 100:200, 3] = 1
-    np.save(tmp_path / "benchmark_label.npy", points)
-    assert np.array_equal(arrays.open_labels(tmp_path, "benchmark", points.shape), points)
+    refuse(tmp_path / "label.npy", arrays.open_labels, tmp_path, "test", (3,))
 
 
 def test_only_the_benchmark_excludes_points(tmp_path):
-    """A point without a truth is neither normal nor abnormal; a record's label always is, and both kinds must be."""
+    """Labels of any number type come back as they were; a point may have no truth, a record always has."""
+    for dtype in (np.uint8, np.float64, bool):
+        np.save(tmp_path / "label.npy", np.array([0, 1, 1], dtype))
+        assert arrays.open_labels(tmp_path, "test", (3,)).tolist() == [0, 1, 1]
     points = np.zeros((2, 5000, 12), np.uint8)
     points[0, :100], points[1, 100:200, 3] = arrays.EXCLUDED, 1
     np.save(tmp_path / "benchmark_label.npy", points)
     assert np.array_equal(arrays.open_labels(tmp_path, "benchmark", points.shape), points)
     np.save(tmp_path / "label.npy", np.array([0, 1, arrays.EXCLUDED], np.uint8))
-    with pytest.raises(UserError, match="expected 0"):
-        arrays.open_labels(tmp_path, "test", (3,))
-    for kept in (0, 1):                     # one kind and excluded points
-        np.save(tmp_path / "benchmark_label.npy", np.where(points == kept, kept, arrays.EXCLUDED))
-        with pytest.raises(UserError, match="both"):
-            arrays.open_labels(tmp_path, "benchmark", points.shape)
+    refuse("label.npy", arrays.open_labels, tmp_path, "test", (3,), match="expected 0")
+    np.save(tmp_path / "benchmark_label.npy", np.where(points == 1, 1, arrays.EXCLUDED))
+    refuse("benchmark_label.npy", arrays.open_labels, tmp_path, "benchmark", points.shape, match="both")
 
 
-# ---- the benchmark's truth
+# ---- records
 
-def write_truth(folder, signal, phases):
-    with open(arrays.details_path(folder, "benchmark"), "wb") as file:
-        arrays.pack_details(file, list(signal.min(axis=1)), list(signal.max(axis=1)), phases,
-                            arrays.fingerprint(signal))
-
-
-@pytest.mark.parametrize("delineated", [True, False])
-def test_truth_belongs_to_its_signals(tmp_path, delineated):
-    """Phases and bounds are given for the signals they were written for, not for the authors' in their place."""
-    signal = make_signals()
-    assert arrays.load_details(tmp_path, "benchmark", signal) is None
-    phases = np.random.default_rng(0).integers(0, 7, signal.shape).astype(np.uint8)
-    write_truth(tmp_path, signal, list(phases) if delineated else [])
-    truth = arrays.load_details(tmp_path, "benchmark", signal)
-    assert np.array_equal(truth["phases"], phases) if delineated else truth["phases"] is None
-    assert np.array_equal(truth["low"], signal.min(axis=1)) and np.array_equal(truth["high"], signal.max(axis=1))
-    assert truth["low"].dtype == truth["high"].dtype == np.float32
-    assert arrays.load_details(tmp_path, "benchmark", signal[::-1]) is None
-
-
-@pytest.mark.parametrize("damage", [
-    lambda old: b"", lambda old: old[:len(old) // 2], lambda old: npz(fingerprint=arrays.fingerprint(make_signals())),
-    lambda old: npz(fingerprint=arrays.fingerprint(make_signals()), low=np.zeros((3, 12)), high=np.zeros((4, 12))),
-    lambda old: npz(fingerprint=arrays.fingerprint(make_signals()), low=np.zeros((4, 12)), high=np.zeros((4, 12)),
-                    phases=np.zeros((4, 4800, 12)))])
-def test_damaged_truth_is_refused_by_name(tmp_path, damage):
-    """Unlike R peaks, a truth cannot be made from the arrays: what is damaged is said, not left out."""
-    signal, path = make_signals(), arrays.details_path(tmp_path, "benchmark")
-    write_truth(tmp_path, signal, [])
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError) as caught:
-        arrays.load_details(tmp_path, "benchmark", signal)
-    check_message(caught, path)
-
-
-# ---- read_rows
-
-@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8", ">f4"])
-@pytest.mark.parametrize("rows", [slice(1, 3), [3, 0], np.array([2, 2]), np.array([True, False, True, False])])
-def test_rows_come_out_as_float32_in_the_order_asked(dtype, rows):
-    """float64 and float16 arrays feed a float32 network, and shuffled rows stay shuffled."""
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f8"])
+@pytest.mark.parametrize("rows", [slice(1, 3), [3, 0], np.array([True, False, True, False])])
+def test_rows_come_out_as_float32_in_the_order_asked(tmp_path, dtype, rows):
+    """float64 and float16 arrays feed a float32 network, are mapped, and shuffled rows stay shuffled."""
     signal = (make_signals() + np.arange(4)[:, None, None]).astype(dtype)
-    block = arrays.read_rows(signal, rows, "train.npy")
-    assert block.dtype == np.float32 and block.flags.c_contiguous
-    assert np.array_equal(block, signal[rows].astype(np.float32))
+    np.save(tmp_path / "test.npy", signal)
+    records = arrays.open_records(tmp_path, "test", 12)
+    read = records.read(rows)
+    assert isinstance(records.signals, np.memmap) and records.in_millivolts and (len(records), records.leads) == (4, 12)
+    assert read.dtype == np.float32 and read.flags.c_contiguous
+    assert np.array_equal(read, signal[rows].astype(np.float32)) and np.array_equal(records.millivolts(rows), read)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e300])
 @pytest.mark.parametrize("rows", [slice(1, 4), [3, 2, 0], [-2], np.array([False, False, True, True])])
 def test_a_row_that_is_not_finite_is_named(value, rows):
     """One NaN would make every weight NaN: the file and the number of its row are said instead."""
     signal = make_signals().astype(np.float64)
     signal[2, 4321, 11] = value
-    with pytest.raises(UserError, match=r"train.npy.*row 2\b"):
-        arrays.read_rows(signal, rows, "train.npy")
-    assert len(arrays.read_rows(signal, [0, 1, 3], "train.npy")) == 3
+    records = Records(signal, "train.npy")
+    refuse("train.npy", records.read, rows, match=r"row 2\b")
+    refuse("train.npy", records.require_sound, match=r"row 2\b")
+    assert len(records.read([0, 1, 3])) == len(list(records.iterate([0, 1, 3]))) == 3
+
+
+def test_min_maxed_records_lead_back_to_millivolts(tmp_path):
+    """By the bounds that stand beside them, and by no others; the authors' own have none, and that is said."""
+    signal = make_signals()
+    low, high = signal.min(axis=1), signal.max(axis=1)
+    stored = np.stack([signals.normalize_leads(record) for record in signal])
+    np.save(tmp_path / "train.npy", stored)
+    assert not open_train(tmp_path).in_millivolts
+    refuse("train.npy", open_train(tmp_path).millivolts, [0], match="preprocess.py")
+    phases = np.random.default_rng(0).integers(0, 7, signal.shape).astype(np.uint8)
+    for identity, known in (("other", False), (arrays.fingerprint(stored), True)):
+        with open(arrays.details_path(tmp_path, "train"), "wb") as file:
+            arrays.pack_details(file, list(low), list(high), list(phases) if known else [], identity)
+        assert open_train(tmp_path).in_millivolts == known
+    np.testing.assert_allclose(open_train(tmp_path).millivolts([2, 0]), signal[[2, 0]], atol=1e-6)
+    assert np.array_equal(arrays.load_details(tmp_path, "train", stored)["phases"], phases)
+    assert arrays.load_details(tmp_path, "train", stored[::-1]) is None
+
+
+@pytest.mark.parametrize("damage", [
+    lambda old: b"", lambda old: old[:len(old) // 2], lambda old: npz(fingerprint=arrays.fingerprint(make_signals())),
+    lambda old: npz(fingerprint=arrays.fingerprint(make_signals()), low=np.zeros((3, 12)), high=np.zeros((4, 12))),
+    lambda old: npz(fingerprint=arrays.fingerprint(make_signals()), low=np.full((4, 12), np.nan),
+                    high=np.zeros((4, 12))),
+    lambda old: npz(fingerprint=arrays.fingerprint(make_signals()), low=np.zeros((4, 12)), high=np.zeros((4, 12)),
+                    phases=np.zeros((4, 4800, 12)))])
+def test_damaged_details_are_refused_by_name(folder, damage):
+    """Unlike R peaks, they cannot be made from the arrays: what is damaged is said, not left out."""
+    signal, path = make_signals(), arrays.details_path(folder, "train")
+    with open(path, "wb") as file:
+        arrays.pack_details(file, list(signal.min(axis=1)), list(signal.max(axis=1)), [], arrays.fingerprint(signal))
+    path.write_bytes(damage(path.read_bytes()))
+    refuse(path, open_train, folder)
+
+
+@pytest.mark.parametrize("factor, guess", [(1, None), (1000, "uV that are called mV"), (0.001, "volts")])
+def test_an_amplitude_that_no_ecg_has_is_doubted(tmp_path, capsys, factor, guess):
+    """A test.npy in uV scores without an error, and means nothing; min-maxed ones tell no amplitude."""
+    np.save(tmp_path / "test.npy", make_signals() * factor)
+    np.save(tmp_path / "train.npy", make_signals() * factor)
+    open_train(tmp_path)
+    assert capsys.readouterr().out == ""
+    arrays.open_records(tmp_path, "test", 12)
+    printed = capsys.readouterr().out
+    assert guess in printed and str(tmp_path / "test.npy") in printed if guess else printed == ""
 
 
 # ---- R peaks
 
-def check_peaks(r_peaks, signal):
-    """One int32 array a record, as find_r_peaks gives them."""
-    assert len(r_peaks) == len(signal)
-    for found, record in zip(r_peaks, signal):
-        assert found.dtype == np.int32 and np.array_equal(found, signals.find_r_peaks(record[:, 1]))
+@pytest.fixture
+def searches(monkeypatch):
+    """A list that grows by one at every record that a detector sees."""
+    calls = []
+    for name in ("find_r_peaks_by_heartpy", "find_r_peaks_by_slope"):
+        monkeypatch.setattr(arrays, name, lambda signal, find=getattr(arrays, name): calls.append(1) or find(signal))
+    return calls
 
 
-def test_r_peaks_are_found_once(folder, searches):
-    """HeartPy takes minutes on PTB-XL: a missing sidecar is made on the first load and used from the second on."""
-    signal = open_train(folder)
-    check_peaks(arrays.load_r_peaks(folder, "train", signal), signal)
-    assert len(searches) == 4
-    again = arrays.load_r_peaks(folder, "train", signal)
-    check_peaks(again, signal)
-    assert len(searches) == 4
-    assert len(again[-1]) == 0 and min(map(len, again[:-1])) > 8
-
-
-def test_records_without_r_peaks_survive(tmp_path, searches):
-    """Where HeartPy finds nothing in any record, that is kept too, and every record still has its (empty) place."""
-    np.save(tmp_path / "train.npy", np.zeros((3, 5000, 12), np.float32))
+@pytest.mark.parametrize("detector", arrays.R_PEAKS_FILES)
+def test_r_peaks_are_found_once(folder, searches, detector):
+    """A missing sidecar is made on the first load and used from the second on; each detector has its own."""
     for _ in range(2):
-        r_peaks = arrays.load_r_peaks(tmp_path, "train", open_train(tmp_path))
-        assert [found.tolist() for found in r_peaks] == [[], [], []] and len(searches) == 3
+        r_peaks = arrays.load_r_peaks(folder, "train", open_train(folder), detector)
+        assert len(searches) == 4 and all(positions.dtype == np.int32 for positions in r_peaks)
+        assert len(r_peaks[-1]) == 0 and min(map(len, r_peaks[:-1])) > 8
+    assert [path.name for path in folder.glob("*.npz")] == [arrays.r_peaks_path("", "train", detector).name]
+    other, = set(arrays.R_PEAKS_FILES) - {detector}         # under a wrong name they are not taken
+    arrays.r_peaks_path(folder, "train", detector).rename(arrays.r_peaks_path(folder, "train", other))
+    assert other == "heartpy" or len(arrays.load_r_peaks(folder, "train", open_train(folder), other)) == 4
+    assert len(searches) == (4 if other == "heartpy" else 8)
 
 
 @pytest.mark.parametrize("change", ["values", "order", "records", "type"])
 def test_stale_r_peaks_are_found_again(folder, searches, change):
     """R peaks of other signals under the same name must not be used; the new ones replace them for good."""
-    arrays.load_r_peaks(folder, "train", open_train(folder))
+    arrays.load_r_peaks(folder, "train", open_train(folder), "slope")
     other = {"values": make_signals(scale=0.5), "order": make_signals()[::-1], "records": make_signals(3),
              "type": make_signals().astype(np.float64)}[change]
     np.save(folder / "train.npy", other)
     searches.clear()
     for _ in range(2):
-        check_peaks(arrays.load_r_peaks(folder, "train", open_train(folder)), other)
-        assert len(searches) == len(other)
+        assert len(arrays.load_r_peaks(folder, "train", open_train(folder), "slope")) == len(searches) == len(other)
 
 
-def break_stream(sidecar):
-    """The sidecar with the first byte of the compressed peaks spoiled, as a bad disk does."""
-    with zipfile.ZipFile(io.BytesIO(sidecar)) as archive:
-        start = archive.getinfo("peaks.npy").header_offset
-    name, extra = (int.from_bytes(sidecar[start + at:start + at + 2], "little") for at in (26, 28))
-    start += 30 + name + extra
-    return sidecar[:start] + b"\xff" + sidecar[start + 1:]
-
-
-GARBAGE = {"text": lambda old: b"not an archive", "empty": lambda old: b"", "half": lambda old: old[:len(old) // 2],
-           "no peaks": lambda old: npz(fingerprint="x"), "no fingerprint": lambda old: npz(peaks=np.zeros((4, 2), int)),
-           "objects": lambda old: npz(fingerprint=np.array([None])), "a lone array": lambda old: npy(np.zeros((4, 2))),
-           "bad stream": break_stream}
-
-
-@pytest.mark.parametrize("name", GARBAGE)
-def test_garbage_sidecars_are_made_again(folder, searches, name):
-    """A sidecar holds nothing that cannot be found again, so a damaged one costs a search, never the run."""
-    signal, path = open_train(folder), arrays.r_peaks_path(folder, "train")
-    arrays.load_r_peaks(folder, "train", signal)
-    path.write_bytes(GARBAGE[name](path.read_bytes()))
-    for _ in range(2):
-        check_peaks(arrays.load_r_peaks(folder, "train", signal), signal)
-    assert len(searches) == 8
-
-
-def test_a_folder_that_cannot_be_written_costs_only_the_keeping(folder, monkeypatch, capsys):
-    """Arrays on a read-only share are scored all the same; the user is told that the R peaks are not kept."""
-    def refuse(path, *_):
-        raise UserError(f"{path} could not be written")
-    monkeypatch.setattr(arrays, "save_r_peaks", refuse)
-    check_peaks(arrays.load_r_peaks(folder, "train", open_train(folder)), make_signals())
-    assert "not kept" in capsys.readouterr().out and not arrays.r_peaks_path(folder, "train").exists()
-
-
-def test_a_full_disk_keeps_the_old_sidecar(folder, monkeypatch):
-    """A sidecar is replaced as a whole or not at all, and nothing half-written stays behind."""
-    path = arrays.r_peaks_path(folder, "train")
-    arrays.load_r_peaks(folder, "train", open_train(folder))
+@pytest.mark.parametrize("damage", [lambda old: b"not an archive", lambda old: old[:len(old) // 2],
+                                    lambda old: npz(fingerprint="x"), lambda old: npz(peaks=np.zeros((4, 2), int)),
+                                    lambda old: npz(fingerprint=np.array([None]))])
+def test_garbage_sidecars_are_passed_over_and_stay(folder, searches, capsys, damage):
+    """What is not readable may be the user's own: it costs a search, is not overwritten, and is said."""
+    path = arrays.r_peaks_path(folder, "train", "slope")
+    arrays.load_r_peaks(folder, "train", open_train(folder), "slope")
+    path.write_bytes(damage(path.read_bytes()))
     before = path.read_bytes()
+    assert len(arrays.load_r_peaks(folder, "train", open_train(folder), "slope")) == 4 and len(searches) == 8
+    printed = capsys.readouterr().out
+    assert str(path) in printed and (path.read_bytes() == before or "belongs to other signals" in printed)
+
+
+def test_what_cannot_be_kept_is_used_all_the_same(folder, monkeypatch, capsys):
+    """Arrays on a read-only share are scored; a full disk leaves the old sidecar, and nothing half-written."""
+    path = arrays.r_peaks_path(folder, "train", "slope")
+    arrays.load_r_peaks(folder, "train", open_train(folder), "slope")
+    before = path.read_bytes()
+    np.save(folder / "train.npy", make_signals(scale=2))
 
     def fill_up(file, **_):
         file.write(b"half")
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(np, "savez_compressed", fill_up)
-    with pytest.raises(UserError, match="No space left") as caught:
-        arrays.save_r_peaks(path, [np.array([5])], "other")
-    check_message(caught, path)
-    assert path.read_bytes() == before and sorted(p.name for p in folder.iterdir()) == ["train.npy", path.name]
+    assert len(arrays.load_r_peaks(folder, "train", open_train(folder), "slope")) == 4
+    assert "not kept" in capsys.readouterr().out and path.read_bytes() == before
+    assert sorted(file.name for file in folder.iterdir()) == ["train.npy", path.name]
 
 
 def test_machines_without_heartpy(folder, monkeypatch):
     """With a sidecar HeartPy is not needed; without one, its absence is said in a sentence that names it."""
-    signal = open_train(folder)
-    arrays.load_r_peaks(folder, "train", signal)
+    records = open_train(folder)
+    arrays.load_r_peaks(folder, "train", records, "heartpy")
     monkeypatch.setitem(sys.modules, "heartpy", None)       # makes its import fail
-    assert len(arrays.load_r_peaks(folder, "train", signal)) == 4
-    arrays.r_peaks_path(folder, "train").unlink()
-    with pytest.raises(UserError, match="(?i)heartpy"):
-        arrays.load_r_peaks(folder, "train", signal)
+    assert len(arrays.load_r_peaks(folder, "train", records, "heartpy")) == 4
+    arrays.r_peaks_path(folder, "train", "heartpy").unlink()
+    refuse("HeartPy", arrays.load_r_peaks, folder, "train", records, "heartpy")
 
 
-# ---- records and manifest
+# ---- the table and the manifest
 
-def write_records(folder, described, rows=4):
+def write_table(folder, described, **columns):
     """train_records.csv, and a manifest that describes these signals."""
-    table = pd.DataFrame({"ecg_id": range(1, rows + 1), "superclasses": ["NORM", "", "NA", "MI STTC"][:rows]})
-    table.to_csv(arrays.records_path(folder, "train"), index=False)
+    table = pd.DataFrame({"ecg_id": range(1, 5), "superclasses": ["NORM", "", "NA", "MI STTC"], **columns})
+    table.to_csv(arrays.table_path(folder, "train"), index=False)
     content = {"arrays": {"train": {"fingerprint": arrays.fingerprint(described)}}}
     (folder / arrays.MANIFEST).write_text(json.dumps(content))
 
 
-def test_records_belong_to_their_signals(folder):
-    """ecg_ids are given for the signals they were written for, and for no others: not exchanged, cut or undescribed."""
-    signal = open_train(folder)
-    assert arrays.load_records(folder, "train", signal) is None
-    write_records(folder, signal)
-    records = arrays.load_records(folder, "train", signal)
-    assert records["ecg_id"].tolist() == [1, 2, 3, 4]
-    assert records["superclasses"].tolist() == ["NORM", "", "NA", "MI STTC"]
-    assert arrays.load_records(folder, "train", make_signals(scale=0.5)) is None
-    assert arrays.load_records(folder, "test", signal) is None
-    write_records(folder, signal, rows=3)
-    assert arrays.load_records(folder, "train", signal) is None
-    write_records(folder, signal)
+def test_tables_belong_to_their_signals(folder):
+    """ecg_ids are given for the signals they were written for, and for no others: not exchanged or undescribed."""
+    records, other = open_train(folder), Records(make_signals(scale=0.5), "other")
+    assert arrays.load_table(folder, "train", records) is None
+    write_table(folder, records.signals)
+    table = arrays.load_table(folder, "train", records)
+    assert table["ecg_id"].tolist() == [1, 2, 3, 4] and "age" not in table
+    assert table["superclasses"].tolist() == ["NORM", "", "NA", "MI STTC"] and len(set(table["patient_id"])) == 4
+    assert arrays.load_table(folder, "train", other) is None and arrays.load_table(folder, "test", records) is None
     (folder / arrays.MANIFEST).unlink()
-    assert arrays.load_records(folder, "train", signal) is None
+    assert arrays.load_table(folder, "train", records) is None
 
 
-@pytest.mark.parametrize("file, content", [("manifest.json", b"{"), ("manifest.json", bytes(range(128, 256))),
-                                           ("train_records.csv", b""), ("train_records.csv", b"ecg_id\n1\n2,3,4\n")])
+def test_people_in_tables(folder):
+    """A patient of several records is one; an unknown one is the record's own; an age or sex may be unknown."""
+    records = open_train(folder)
+    write_table(folder, records.signals, patient_id=["7", "", "7", ""], age=["90", "", "51", "0"],
+                sex=["F", "M", "", "M"])
+    table = arrays.load_table(folder, "train", records)
+    patients = table["patient_id"].tolist()
+    assert patients[0] == patients[2] == "7" and len(set(patients)) == 3
+    np.testing.assert_array_equal(table["age"], [90, np.nan, 51, 0])
+    assert table["sex"].tolist() == ["F", "M", "", "M"]
+
+
+@pytest.mark.parametrize("file, content", [
+    ("manifest.json", b"{"), ("manifest.json", b'{"mine": 1}'), ("manifest.json", bytes(range(128, 256))),
+    ("train_records.csv", b""), ("train_records.csv", b"ecg_id\n1\n2\n"), ("train_records.csv", b"ecg_id\n1\n2,3,4\n")])
 def test_damaged_tables_are_named(folder, file, content):
     """A damaged manifest or table of records ends in one sentence that names it."""
-    signal = open_train(folder)
-    write_records(folder, signal)
+    records = open_train(folder)
+    write_table(folder, records.signals)
     (folder / file).write_bytes(content)
-    with pytest.raises(UserError) as caught:
-        arrays.load_records(folder, "train", signal)
-    check_message(caught, folder / file)
+    refuse(folder / file, arrays.load_table, folder, "train", records)

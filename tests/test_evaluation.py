@@ -1,54 +1,79 @@
-"""evaluation.py: which records and points stand behind each number of the report."""
+"""Which records and points stand behind each number of the report."""
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from evaluation import numbers
 from ecg import ludb
-from numbers.report import detection_table, print_details, print_table
+from evaluation import detection, localization, numbers, report
+from evaluation.metrics import Resamples
+
+
+def make_split(name, number, rng):
+    """A split of records, of which a third is normal, each of its own patient, and a score of them."""
+    labels = (np.arange(number) % 3 > 0).astype(int)
+    table = {"ecg_id": np.arange(number), "age": rng.integers(20, 90, number).astype(float),
+             "superclasses": np.where(labels == 0, "NORM", np.where(np.arange(number) % 2, "MI", "CD HYP")),
+             "statements": np.where(labels == 0, "NORM SR", np.where(np.arange(number) % 4, "IMI SR", "LAFB"))}
+    return SimpleNamespace(name=name, labels=labels, table=table, patients=np.arange(number), records=labels)
 
 
 @pytest.fixture
-def table():
-    """A table of 90 test records and 40 of fold 9, as test.py makes it."""
+def splits():
     rng = np.random.default_rng(0)
-    splits, scores = [], []
-    for name, number in (("test", 90), ("val", 40)):
-        labels = (np.arange(number) % 3 > 0).astype(int)
-        classes = np.where(labels == 0, "NORM", np.where(np.arange(number) % 2, "MI", "CD HYP"))
-        statements = np.where(labels == 0, "NORM SR", np.where(np.arange(number) % 4, "IMI SR", "LAFB"))
-        splits.append(SimpleNamespace(name=name, labels=labels, records={
-            "ecg_id": np.arange(number), "superclasses": classes, "statements": statements}))
-        scores.append(rng.normal(labels, 1))
-    return detection_table(splits, {"clean": scores})
+    return {name: make_split(name, number, rng) for name, number in (("test", 90), ("val", 40))}
 
 
-def test_detection_groups(table):
+@pytest.fixture
+def scores(splits):
+    rng = np.random.default_rng(1)
+    return {name: rng.normal(split.labels, 1) for name, split in splits.items()}
+
+
+def test_detection_groups(splits, scores):
     """Superclasses and statements are held against all normals; statements with fewer than 20 records are left out."""
-    found = numbers.evaluate_detection(table, "clean")
-    rows = table["split"] == "test"
-    labels, scores, classes = (table[name][rows] for name in ("label", "clean", "superclasses"))
-    assert found["auroc"]["value"] == pytest.approx(roc_auc_score(labels, scores))
+    found = detection.evaluate_detection(detection.open_cohort(splits), scores)
+    labels, of_test, classes = splits["test"].labels, scores["test"], splits["test"].table["superclasses"]
+    assert found["auroc"]["value"] == pytest.approx(roc_auc_score(labels, of_test))
     assert set(found["by_superclass"]) == {"MI", "CD", "HYP"} and set(found["by_statement"]) == {"IMI", "SR"}
     chosen = (labels == 0) | (classes == "MI")
-    infarction = found["by_superclass"]["MI"]["auroc"]["value"]
-    assert infarction == pytest.approx(roc_auc_score(labels[chosen], scores[chosen]))
-    assert found["by_superclass"]["MI"]["records"] == (classes == "MI").sum()
+    infarction = found["by_superclass"]["MI"]
+    assert infarction["auroc"]["value"] == pytest.approx(roc_auc_score(labels[chosen], of_test[chosen]))
+    assert infarction["records"] == (classes == "MI").sum()
 
 
-def test_operating_points_come_from_fold_9_alone(table):
+def test_age_bands():
+    """A band holds its lower edge and not its upper one; unknown ages are in none."""
+    bands = detection.split_ages(np.array([0, 39.5, 40, 54, 55, 65, 74.9, 75, 90, np.nan]))
+    assert {name: np.flatnonzero(rows).tolist() for name, rows in bands.items()} == {
+        "0-40": [0, 1], "40-55": [2, 3], "55-65": [4], "65-75": [5, 6], "75-": [7, 8]}
+    assert detection.split_ages(None) == {} and detection.split_ages(np.array([np.nan])) == {}
+
+
+def test_operating_points_come_from_fold_9_alone(splits, scores):
     """Other test scores move what is reported at a threshold, never the threshold; without fold 9 there is none."""
-    before = numbers.evaluate_detection(table, "clean")["operating_points"]
-    changed = {**table, "clean": np.where(table["split"] == "test", table["clean"] - 1, table["clean"])}
-    after = numbers.evaluate_detection(changed, "clean")["operating_points"]
+    cohort = detection.open_cohort(splits)
+    before, after = (detection.evaluate_detection(cohort, {**scores, "test": of_test})["operating_points"]
+                     for of_test in (scores["test"], scores["test"] - 1))
     for name in ("sensitivity_90", "youden"):
         assert after[name]["threshold"] == before[name]["threshold"]
         assert after[name]["sensitivity"]["value"] < before[name]["sensitivity"]["value"]
-    rows = table["split"] == "test"
-    alone = {name: column[rows] for name, column in table.items()}
-    assert numbers.evaluate_detection(alone, "clean")["operating_points"] is None
+    alone = detection.open_cohort({"test": splits["test"]})
+    assert detection.evaluate_detection(alone, {"test": scores["test"]})["operating_points"] is None
+
+
+def test_combined_is_the_sum_of_z_scores_among_normals(splits, scores):
+    """Each part counts in units of its spread among fold 9's normals, whatever its own scale and its abnormal ones."""
+    labels, other = splits["val"].labels, {name: score ** 2 for name, score in scores.items()}
+    scaled = {name: 1000 * score - 7 for name, score in other.items()}
+    found = detection.combine([scores, other], labels)
+    for split in ("test", "val"):
+        assert found[split] == pytest.approx(detection.combine([scaled, scores], labels)[split])
+    normal = labels == 0
+    assert found["val"][normal].mean() == pytest.approx(0)
+    alone = detection.combine([scores], labels)["val"]
+    assert alone[normal].std() == pytest.approx(1) and (np.argsort(alone) == np.argsort(scores["val"])).all()
 
 
 @pytest.fixture
@@ -59,14 +84,14 @@ def benchmark():
     diagnoses = [("Left ventricular hypertrophy.",) * (row < 6) + ("Scar formation: septal.",) * (row < 3)
                  for row in range(12)]
     labels = np.stack([ludb.mark(*pair) for pair in zip(phases, diagnoses)])
-    return numbers.Benchmark(labels, phases, diagnoses, None, list(range(12)),
-                                ("I", "II", "III") + ("x",) * 9)
+    return localization.Benchmark(labels, phases, diagnoses, list(range(12)), ("I", "II", "III") + ("x",) * 9,
+                                  Resamples(np.arange(12)))
 
 
 def test_localization_groups(benchmark):
     """A diagnosis is judged on its records alone: the points that its rule marks, against those that no rule marks."""
     maps = np.random.default_rng(2).normal(benchmark.labels == 1, 1).astype(np.float32)
-    found = numbers.evaluate_localization(benchmark, maps)
+    found = localization.evaluate_localization(benchmark, maps)
     assert set(found["by_diagnosis"]) == {"ventricular_hypertrophy", "scar"}
     assert [found["by_diagnosis"][key]["records"] for key in ("ventricular_hypertrophy", "scar")] == [6, 3]
     scored = benchmark.labels[:6] <= 1
@@ -77,7 +102,6 @@ def test_localization_groups(benchmark):
     chosen = septal | (benchmark.labels[:3] == 0)
     assert found["by_diagnosis"]["scar"]["auroc"]["value"] == pytest.approx(
         roc_auc_score(septal[chosen], maps[:3][chosen]), abs=1e-3)
-    assert set(found["phase_matched"]) == {"P", "QRS", "ST", "T", "TP", "mean"}
     assert found["phase_matched"]["P"] is None and found["phase_matched"]["QRS"] is not None    # QRS alone is marked
     assert found["phase_matched"]["mean"]["value"] == found["phase_matched"]["QRS"]["value"]
 
@@ -86,65 +110,36 @@ def test_examples_are_the_best_the_median_and_the_worst(benchmark):
     """Each diagnosis shows three records, by their own AUROC, not only the flattering ones."""
     quality = np.linspace(3, -3, 12)[:, None, None]
     maps = (np.random.default_rng(2).normal(0, 1, benchmark.labels.shape) + quality * (benchmark.labels == 1))
-    chosen = {name: row for row, name, _ in numbers.choose_examples(benchmark, maps.astype(np.float32))}
+    chosen = {name: row for row, name, _ in localization.choose_examples(benchmark, maps.astype(np.float32), "clean")}
     assert chosen == {"ventricular_hypertrophy_best": 0, "ventricular_hypertrophy_median": 3,
                       "ventricular_hypertrophy_worst": 5, "scar_best": 0, "scar_median": 1, "scar_worst": 2}
+    assert set(chosen) < set(localization.example_names())
 
 
-def test_mean_of_runs():
-    """Mean and sample standard deviation of the headline numbers; what no run measured is not in it."""
-    def run(value):
-        return {"clean": {"detection": {"auroc": {"value": value}}, "localization": None}}
-    found = numbers.average_runs([run(0.7), run(0.8), run(0.9)])
-    assert found["clean"] == {"detection_auroc": {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1)}}
-
-
-def test_each_number_is_held_against_the_best_trivial_one(table):
-    """Headline and groups carry their paired difference to the best rival of the same records."""
-    rows = table["split"] == "test"
-    perfect, noise = table["label"] + 0.0, np.random.default_rng(5).normal(size=len(rows))
-    columns = {**table, "trivial: truth": perfect, "trivial: noise": noise}
-    entries, rivals = numbers.evaluate(columns, ["clean"], None, {}, {})
-    assert set(rivals["detection"]) == {"truth", "noise"} and "localization" not in rivals
-    beyond = entries["clean"]["beyond_trivial"]
-    assert {"detection", "by_superclass: MI", "by_statement: IMI"} <= set(beyond)
-    for number, own in (("detection", entries["clean"]["detection"]["auroc"]),
-                        ("by_superclass: MI", entries["clean"]["detection"]["by_superclass"]["MI"]["auroc"])):
+def test_each_number_is_held_against_the_best_trivial_one(splits, scores):
+    """Headline, bands and groups carry their paired difference to the best rival of the same records."""
+    truth = numbers.Truth(splits, detection.open_cohort(splits), None)
+    rng = np.random.default_rng(5)
+    trivial = {"truth": {name: split.labels + 0.0 for name, split in splits.items()},
+               "noise": {name: rng.normal(size=len(split.labels)) for name, split in splits.items()}}
+    baselines = numbers.evaluate_baselines(truth, trivial, {})
+    assert set(baselines["detection"]) == {"truth", "noise"} and "localization" not in baselines
+    own = detection.evaluate_detection(truth.cohort, scores)
+    beyond = numbers.beyond_trivial(own, None, baselines)
+    for number, value in (("detection", own["auroc"]), ("by_superclass: MI", own["by_superclass"]["MI"]["auroc"]),
+                          ("within_age_bands: macro", own["within_age_bands"]["macro"]),
+                          ("by_statement: IMI", own["by_statement"]["IMI"]["auroc"])):
         assert beyond[number]["rival"] == "truth" and beyond[number]["value"]["value"] == 1
-        assert beyond[number]["difference"]["value"] == pytest.approx(own["value"] - 1)
-        assert beyond[number]["difference"]["high"] < 0
+        assert beyond[number]["difference"]["value"] == pytest.approx(value["value"] - 1)
+    assert beyond["detection"]["difference"]["high"] < 0
+    parts = numbers.beyond_parts(own, baselines["detection"])
+    assert parts["truth"] == beyond["detection"]["difference"] and parts["noise"]["low"] > 0
 
 
-def test_what_is_printed(table, benchmark, capsys):
-    """A star where a headline number is a result and nowhere else, and a line with its verdict for each group."""
-    rng = np.random.default_rng(6)
-    columns = {**table, "paper": rng.normal(size=len(table["label"])),
-               "trivial: noise": rng.normal(size=len(table["label"]))}
-    maps = {name: rng.normal(benchmark.labels * (name == "clean"), 1).astype(np.float32) for name in ("paper", "clean")}
-    maps["clean"][3:] = -maps["clean"][3:]              # good in three records: pooled it is not shown to be better
-    noise = {"noise of points": rng.normal(size=benchmark.labels.shape).astype(np.float32)}
-    entries, baselines = numbers.evaluate(columns, ["paper", "clean"], benchmark, maps, noise)
-    print_table(entries, baselines)
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "[" in line and ";" not in line}
-    assert rows["clean"].count("*") == 1 and "*" not in rows["paper"] and "*" not in rows["trivial:"]
-    assert f"{entries['clean']['detection_auroc']:.4f}" in rows["clean"].split("*")[0]
-    print_details(entries)
-    lines = [line.strip() for line in capsys.readouterr().out.split("clean: detection")[1].splitlines()]
-    for name, value in (("MI (30 records)", entries["clean"]["detection"]["by_superclass"]["MI"]["auroc"]),
-                        ("SR (45 records)", entries["clean"]["detection"]["by_statement"]["SR"]["auroc"]),
-                        ("within III", entries["clean"]["localization"]["by_lead"]["III"]),
-                        ("within QRS points", entries["clean"]["localization"]["phase_matched"]["QRS"]),
-                        ("mean over phases", entries["clean"]["localization"]["phase_matched"]["mean"])):
-        line, = (line for line in lines if line.startswith(f"{name}: {value['value']:.4f}"))
-        assert " beyond noise" in line and line.endswith(("better", "NOT A RESULT", "too few records to say"))
-    assert "within P points: -;" in lines
-
-
-def test_average_of_runs_with_different_protocols():
-    """Of checkpoints of which one has no calibration, what all have is averaged."""
+def test_average_of_runs():
+    """Mean and sample standard deviation of the headline numbers, of the protocols that all runs have."""
     def run(value, *protocols):
-        estimate = {"value": value, "low": None, "high": None}
-        return {name: {"detection": {"auroc": estimate}, "localization": None} for name in protocols}
-    for runs in ([run(0.7, "clean", "calibrated"), run(0.9, "clean")], [run(0.9, "clean"), run(0.7, "clean", "paper")]):
-        averaged = numbers.average_runs(runs)
-        assert set(averaged) == {"clean"} and averaged["clean"]["detection_auroc"]["mean"] == pytest.approx(0.8)
+        return {name: {**dict.fromkeys(numbers.HEADLINES.values()), "detection_auroc": value} for name in protocols}
+    found = numbers.average_runs([run(0.7, "clean", "paper"), run(0.8, "clean"), run(0.9, "combined", "clean")])
+    assert found == {"clean": {"detection_auroc": {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1)}}}
+    assert "80.0 ± 10.0 | - |" in report.average_table(found, ["1-a", "2-b", "3-c"])

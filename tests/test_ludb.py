@@ -12,11 +12,8 @@ from conftest import SHARED, run_script
 from test_preprocess import expected_row as ptbxl_row
 from test_preprocess import load, read_all, write_ptbxl
 
-from ecg import arrays
-from ecg import ludb
-from ecg import signals
-from preprocess import main
-from utils import UserError
+from ecg import arrays, ludb, signals
+from ecg.wfdb_files import read_record
 
 LEADS = signals.LEAD_NAMES
 STARTS = range(300, 4600, 400)                  # onsets of P, the last beat ends at 4580
@@ -167,7 +164,8 @@ def write_ludb(folder):
     for number, diagnoses in RECORDS.items():
         wfdb.wrsamp(str(number), fs=500, units=["mV"] * 12, sig_name=[lead.lower() for lead in LEADS], fmt=["16"] * 12,
                     p_signal=make_ecg(number), adc_gain=[1e3] * 12, baseline=[0] * 12, write_dir=str(folder / "data"),
-                    comments=["<age>: 50", "<sex>: F", "<diagnoses>:", "Rhythm: Sinus rhythm.", *diagnoses])
+                    comments=[f"<age>: {40 + number}", f"<sex>: {'FM'[number % 2]}", "<diagnoses>:",
+                              "Rhythm: Sinus rhythm.", *diagnoses])
         for lead in LEADS:
             samples, symbols = annotate(SKIPPED.get((number, lead), ()))
             wfdb.wrann(str(number), "x", np.array(samples), symbol=list(symbols), write_dir=str(folder / "data"))
@@ -177,19 +175,18 @@ def write_ludb(folder):
 
 def preprocess(*flags):
     """Run to the end; returns the printed audit."""
-    done = run_script("preprocess.py", "--workers", 1, *flags, OMP_NUM_THREADS="1")
+    done = run_script("preprocess.py", "--workers", 1, *flags)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def refuse(monkeypatch, *flags):
     """The sentence with which preprocess.py refuses these flags before any work."""
-    monkeypatch.setattr(sys, "argv", ["preprocess.py", "--workers", "1", *map(str, flags)])
-    monkeypatch.setattr("preprocess.prepare_all", lambda *_: pytest.fail("work was begun"))
-    with pytest.raises(UserError) as caught:
-        main()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    with monkeypatch.context() as patch:
+        patch.setattr("preprocess.prepare_all", lambda *_: pytest.fail("work was begun"))
+        done = run_script("preprocess.py", "--workers", 1, *flags)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -206,16 +203,20 @@ def made(folder, tmp_path_factory):
 
 def test_benchmark_alone(made):
     """Records in the order of RECORDS, normalised, with labels, phases, bounds, diagnoses and R peaks in their rows."""
-    data_path, stored = made[0], load(made[0], "benchmark")
+    data_path, records = made[0], load(made[0], "benchmark")
+    stored = records.signals
     filtered = [signals.filter_leads(make_ecg(number)) for number in RECORDS]
     np.testing.assert_allclose(stored, [signals.normalize_leads(record) for record in filtered], atol=1e-5)
     truth = arrays.load_details(data_path, "benchmark", stored)
     labels = arrays.open_labels(data_path, "benchmark", stored.shape)
     np.testing.assert_allclose(truth["low"], np.min(filtered, axis=1), atol=1e-5)
     np.testing.assert_allclose(truth["high"], np.max(filtered, axis=1), atol=1e-5)
-    table, r_peaks = arrays.load_records(data_path, "benchmark", stored), arrays.load_r_peaks(
-        data_path, "benchmark", stored)
-    assert list(table) == ["ecg_id", "label", "diagnoses", "r_peaks"] and table["ecg_id"].tolist() == list(RECORDS)
+    table = arrays.load_table(data_path, "benchmark", records)
+    r_peaks = arrays.load_r_peaks(data_path, "benchmark", records, "heartpy")
+    assert list(table) == ["ecg_id", "patient_id", "age", "sex", "label", "diagnoses", "r_peaks"]
+    assert table["ecg_id"].tolist() == list(RECORDS) and len(set(table["patient_id"])) == 4
+    assert table["age"].tolist() == [40 + number for number in RECORDS]
+    assert table["sex"].tolist() == ["M", "M", "F", "F"]
     assert table["label"].tolist() == [1, 0, 1, 1]
     assert table["r_peaks"].tolist() == [len(found) for found in r_peaks] == [len(STARTS)] * 4
     assert [ludb.split_diagnoses(text)[1:] for text in table["diagnoses"]] == list(RECORDS.values())
@@ -236,7 +237,7 @@ def test_benchmark_alone(made):
 
 def test_audit_is_a_count_by_hand(made):
     """What is printed and kept in the manifest of records, points, rules and diagnoses equals the arrays."""
-    data_path, stored = made[0], load(made[0], "benchmark")
+    data_path, stored = made[0], load(made[0], "benchmark").signals
     manifest, labels = arrays.load_manifest(data_path), np.load(data_path / "benchmark_label.npy")
     entry = manifest["benchmark"]
     audit = entry["audit"]
@@ -267,9 +268,9 @@ def test_lost_and_missing_records_are_counted(folder, made, tmp_path, monkeypatc
     assert [loss["ecg_id"] for loss in entry["lost"]] == [12, 2] and "lead aVL" in entry["lost"][0]["reason"]
     assert [entry["audit"][name] for name in ("records", "missing", "lost")] == [4, 1, 2]
     assert all(f"lost: record {loss['ecg_id']} (benchmark): {loss['reason']}\n" in stdout for loss in entry["lost"])
-    stored = load(data_path, "benchmark")
-    assert arrays.load_records(data_path, "benchmark", stored)["ecg_id"].tolist() == [3]
-    assert np.array_equal(stored[0], load(made[0], "benchmark")[0])
+    records = load(data_path, "benchmark")
+    assert arrays.load_table(data_path, "benchmark", records)["ecg_id"].tolist() == [3]
+    assert np.array_equal(records.read([0]), load(made[0], "benchmark").read([0]))
     for path in (partial / "data").glob("*.v1"):
         path.unlink()
     done = run_script("preprocess.py", "--ludb_path", partial, "--data_path", data_path, "--allow_missing")
@@ -291,19 +292,15 @@ def test_flags_that_do_not_fit_are_refused(folder, tmp_path, monkeypatch):
         assert "--benchmark_truth" in refuse(monkeypatch, *flags, "--benchmark_truth", "truth.npz")
 
 
-@pytest.mark.parametrize("names", [("benchmark_data.npy", "benchmark_label.npy"), ("benchmark_data.npy",),
-                                   ("benchmark_label.npy",)])
-@pytest.mark.parametrize("ours_before", [False, True])
-def test_the_authors_benchmark_takes_precedence(folder, made, tmp_path, monkeypatch, names, ours_before):
+@pytest.mark.parametrize("names", [("benchmark_data.npy", "benchmark_label.npy"), ("benchmark_label.npy",)])
+def test_the_authors_benchmark_takes_precedence(folder, made, tmp_path, monkeypatch, names):
     """Their files, whole or in part, also where they replaced ours, are never overwritten; test.py scores them."""
-    if ours_before:
-        shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
-        (tmp_path / "benchmark_data.npy").unlink()
+    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
     for name in names:
         np.save(tmp_path / name, np.zeros((2, 5000, 12)))
     before = read_all(tmp_path)
     said = refuse(monkeypatch, "--ludb_path", folder, "--data_path", tmp_path)
-    assert all(name in said for name in names) and "move them away" in said and read_all(tmp_path) == before
+    assert all(name in said for name in names) and "away, or name another" in said and read_all(tmp_path) == before
 
 
 def test_benchmark_and_ptbxl_live_together(folder, made, tmp_path_factory):
@@ -329,7 +326,7 @@ def test_benchmark_and_ptbxl_live_together(folder, made, tmp_path_factory):
     third, third_files = arrays.load_manifest(together), read_all(together)
     assert third["arrays"] == second["arrays"] and third.keys() == second.keys()
     assert third_files == second_files | {"manifest.json": third_files["manifest.json"]}
-    np.testing.assert_allclose(load(together, "val")[0], ptbxl_row(34, "val"), atol=1e-5)
+    np.testing.assert_allclose(load(together, "val").signals[0], ptbxl_row(34, "val"), atol=1e-5)
 
     np.save(data_path / "benchmark_data.npy", np.zeros((4, 5000, 12)))              # the authors' in the place of ours
     preprocess(*from_ptbxl, "--data_path", data_path)
@@ -347,8 +344,10 @@ def test_real_ludb(tmp_path):
     assert len(ludb.present_records(paths, tmp_path, False)) == 200
     audit = ludb.Audit(len(paths), 0)
     for path in paths.values():
-        assert signals.read_record(path, ludb.SAMPLING_RATE).shape == (5000, 12)
-        diagnoses, phases = ludb.read_diagnoses(path), ludb.read_phases(path)
+        assert read_record(path, ludb.SAMPLING_RATE).shape == (5000, 12)
+        comments, phases = ludb.read_comments(path), ludb.read_phases(path)
+        diagnoses, person = ludb.diagnoses_in(comments), ludb.person_in(comments)
+        assert person["sex"] in ("F", "M") and 10 < (person["age"] or 90) <= 90
         audit.add(phases, diagnoses, ludb.mark(phases, diagnoses), [1])
     found = audit.summary
     assert (found["annotated"], found["marked"], found["with marks"]) == (8_717_961, 2_540_019, 165)

@@ -1,11 +1,11 @@
-"""metrics.py against scikit-learn and against bootstraps written plainly."""
-import time
-
+"""metrics.py and points.py against scikit-learn and against bootstraps written plainly."""
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_curve, roc_auc_score, roc_curve
 
 from evaluation import metrics
+from evaluation.metrics import Resamples
+from evaluation.points import PointRanking, rank_each
 
 
 @pytest.fixture
@@ -39,26 +39,40 @@ def test_measures_are_scikit_learns(records):
 def test_record_intervals_are_those_of_a_plain_bootstrap(records):
     """Weights give each resample's own AUROC and average precision; the interval is their percentiles."""
     labels, scores = records
-    weights = metrics.draw_records(len(labels), 50)
-    assert (weights.sum(axis=1) == len(labels)).all() and (weights == metrics.draw_records(len(labels), 50)).all()
-    plain = {"auroc": [], "average_precision": []}
-    for row in weights.astype(int):
-        drawn = np.repeat(np.arange(len(labels)), row)
-        plain["auroc"].append(roc_auc_score(labels[drawn], scores[drawn]))
-        plain["average_precision"].append(average_precision_score(labels[drawn], scores[drawn]))
-    found = metrics.rank_records(labels, scores, weights)
-    for name, values in plain.items():
+    resamples = Resamples(np.arange(60), 50)
+    plain = np.random.default_rng(0).multinomial(60, np.full(60, 1 / 60), size=50)
+    np.testing.assert_array_equal(resamples.weights, plain)
+    drawn = {"auroc": [], "average_precision": []}
+    for row in plain:
+        rows = np.repeat(np.arange(60), row)
+        drawn["auroc"].append(roc_auc_score(labels[rows], scores[rows]))
+        drawn["average_precision"].append(average_precision_score(labels[rows], scores[rows]))
+    found = metrics.rank_records(labels, scores, resamples)
+    for name, values in drawn.items():
         assert [found[name]["low"], found[name]["high"]] == pytest.approx(np.percentile(values, (2.5, 97.5)))
         assert found[name]["low"] < found[name]["value"] < found[name]["high"]
+
+
+def test_patients_are_resampled_and_not_records(records):
+    """A patient's records stay together; each record twice over gives the same interval, not a narrower one."""
+    labels, scores = records
+    weights = Resamples(np.array(["p7", "p3", "p7", "p5", "p3"]), 40).weights
+    assert (weights[:, 0] == weights[:, 2]).all() and (weights[:, 1] == weights[:, 4]).all()
+    assert (weights[:, :2].sum(axis=1) + weights[:, 3] == 3).all() and (weights[:, 0] != weights[:, 1]).any()
+    once = metrics.rank_records(labels, scores, Resamples(np.arange(60)))["auroc"]
+    twice = metrics.rank_records(np.tile(labels, 2), np.tile(scores, 2), Resamples(np.tile(np.arange(60), 2)))["auroc"]
+    assert list(twice.values()) == pytest.approx(list(once.values()))
+    few = np.where(labels == 1, np.arange(60) % 4, 4 + np.arange(60))           # many abnormal records of four patients
+    assert metrics.rank_records(labels, scores, Resamples(few))["auroc"]["low"] is None
 
 
 def test_interval_covers_the_truth():
     """Of 200 samples of 150 records about 95 % of the intervals hold the AUROC they were drawn from."""
     rng, held = np.random.default_rng(5), 0
     labels = np.arange(150) % 2
-    weights = metrics.draw_records(150, 300)
+    resamples = Resamples(np.arange(150), 300)
     for _ in range(200):
-        interval = metrics.rank_records(labels, rng.normal(labels, 1), weights)["auroc"]
+        interval = metrics.rank_records(labels, rng.normal(labels, 1), resamples)["auroc"]
         held += interval["low"] <= 0.7602 <= interval["high"]       # normal(1/sqrt 2)
     assert 180 <= held <= 198
 
@@ -66,17 +80,35 @@ def test_interval_covers_the_truth():
 def test_groups_are_held_against_all_normals(records):
     """A group's AUROC is that of its abnormal records and all normal ones, whatever the other groups do."""
     labels, scores = records
-    member = np.arange(60) % 3 == 0
-    found = metrics.rank_groups(labels, scores, {"third": member}, metrics.draw_records(60, 20))["third"]
-    chosen = (labels == 0) | member
-    assert found["auroc"]["value"] == pytest.approx(roc_auc_score(labels[chosen], scores[chosen]))
-    assert found["records"] == (member & (labels == 1)).sum()
+    members = {"third": np.arange(60) % 3 == 0, "half": np.arange(60) % 2 == 0, "none": np.zeros(60, bool)}
+    resamples = Resamples(np.arange(60) // 2, 20)
+    found = metrics.rank_groups(labels, scores, members, resamples)
+    for name in ("third", "half"):
+        chosen = (labels == 0) | members[name]
+        assert found[name]["auroc"]["value"] == pytest.approx(roc_auc_score(labels[chosen], scores[chosen]))
+        drawn = [roc_auc_score(labels[chosen], scores[chosen], sample_weight=row) for row in
+                 resamples.weights[:, chosen]]
+        assert found[name]["auroc"].draws == pytest.approx(np.array(drawn))
+        assert found[name]["records"] == (members[name] & (labels == 1)).sum()
+    assert found["none"] == {"auroc": None, "records": 0}
+
+
+def test_within_bands(records):
+    """A band's normals are its own; the mean is over the bands with both kinds, and is drawn as their draws are."""
+    labels, scores = records
+    bands = {"low": np.arange(60) < 25, "high": np.arange(60) >= 25, "normal": labels == 0, "empty": np.zeros(60, bool)}
+    found = metrics.rank_within(labels, scores, bands, Resamples(np.arange(60), 100))
+    values = [roc_auc_score(labels[bands[name]], scores[bands[name]]) for name in ("low", "high")]
+    assert [found["bands"][name]["value"] for name in ("low", "high")] == pytest.approx(values)
+    assert found["bands"]["normal"] is None and found["bands"]["empty"] is None
+    assert found["macro"]["value"] == pytest.approx(np.mean(values))
+    assert found["macro"].draws == pytest.approx((found["bands"]["low"].draws + found["bands"]["high"].draws) / 2)
 
 
 def test_points_pooled_and_per_record(points):
     """Pooled takes all annotated points, per record averages; excluded points and one-sided records are out."""
     labels, maps = points
-    ranking = metrics.PointRanking(labels, maps, metrics.draw_records(9, 40))
+    ranking = PointRanking(labels, maps, Resamples(np.arange(9), 40))
     scored = labels <= 1
     pooled = ranking.pool(measures=("auroc", "average_precision"))
     assert pooled["auroc"]["value"] == pytest.approx(roc_auc_score(labels[scored], maps[scored]), abs=1e-12)
@@ -85,20 +117,20 @@ def test_points_pooled_and_per_record(points):
     own = [roc_auc_score(label[mask], score[mask]) for label, score, mask in zip(labels[:7], maps, scored)]
     averaged = ranking.average_records()
     assert averaged["auroc"]["value"] == pytest.approx(np.mean(own)) and averaged["records"] == 7
-    assert np.isnan(ranking.each_record()[7:]).all()
+    assert np.isnan(rank_each(labels, maps)[7:]).all()
 
 
 def test_point_intervals_are_those_of_a_plain_bootstrap(points):
     """Resampling histograms of records is resampling the records: points of a record stay together."""
     labels, maps = points
-    weights = metrics.draw_records(9, 40)
+    resamples = Resamples(np.arange(9), 40)
     plain = []
-    for row in weights.astype(int):
+    for row in resamples.weights.astype(int):
         drawn = np.repeat(np.arange(9), row)
         mask = labels[drawn] <= 1
         truth, scores = labels[drawn][mask], maps[drawn][mask]
         plain.append((roc_auc_score(truth, scores), average_precision_score(truth, scores)))
-    found = metrics.PointRanking(labels, maps, weights).pool(measures=("auroc", "average_precision"))
+    found = PointRanking(labels, maps, resamples).pool(measures=("auroc", "average_precision"))
     for place, estimate in enumerate(found.values()):
         assert estimate.draws == pytest.approx(np.array(plain)[:, place], abs=(1e-4, 1e-2)[place])
 
@@ -109,35 +141,33 @@ def test_bins_move_no_interval():
     labels = (rng.random((24, 4800, 12)) < 0.1).astype(np.uint8)
     maps = rng.gamma(2 + labels).astype(np.float32)
     maps[..., 6] += 50                                                      # a lead with a scale of its own
-    started = time.perf_counter()
-    ranking = metrics.PointRanking(labels, maps, np.ones((1, 24), np.float32))
+    all_once = Resamples(np.arange(24), 1)
+    all_once.weights = np.ones((1, 24), np.float32)
+    ranking = PointRanking(labels, maps, all_once)
     for chosen in (True, np.arange(12) == 6):
         found = ranking.pool(chosen)
         assert found["auroc"].draws == pytest.approx(found["auroc"]["value"], abs=1e-4 if chosen is True else 2e-3)
-    metrics.PointRanking(labels, maps, metrics.draw_records(24)).pool()
-    assert time.perf_counter() - started < 20
 
 
 def test_differences_are_paired(records):
-    """A score less itself shifted by noise has a narrower interval than both; four abnormal records give none."""
+    """A score less itself shifted by noise has a narrower interval than both; without an interval there is none."""
     labels, scores = records
-    weights = metrics.draw_records(60)
-    one, other = (metrics.rank_records(labels, scores + shift, weights)["auroc"]
+    resamples = Resamples(np.arange(60))
+    one, other = (metrics.rank_records(labels, scores + shift, resamples)["auroc"]
                   for shift in (0, np.random.default_rng(8).normal(0, 0.1, 60)))
     gap = metrics.difference(one, other)
     assert gap["value"] == pytest.approx(one["value"] - other["value"])
     assert gap["high"] - gap["low"] < 0.5 * (one["high"] - one["low"])
     assert metrics.difference(one, one) == {"value": 0, "low": 0, "high": 0}
-    rows = np.r_[np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)[:4]]
-    alone = metrics.rank_records(labels[rows], scores[rows], weights[:, rows])["auroc"]
-    assert alone["low"] is None and alone["high"] is None and 0 <= alone["value"] <= 1
+    alone = metrics.Estimate(0.5, None, None, one.draws)
+    assert metrics.difference(one, alone)["low"] is None
 
 
 @pytest.mark.parametrize("number", [1, 4, 5])
 def test_few_records_have_no_interval(points, number):
     """One or four records say nothing of how sure a number is: it is given alone, five get an interval."""
     labels, maps = points
-    ranking = metrics.PointRanking(labels[:number], maps[:number], metrics.draw_records(number, 40))
+    ranking = PointRanking(labels[:number], maps[:number], Resamples(np.arange(number), 40))
     averaged = ranking.average_records()
     phases = np.random.default_rng(9).integers(1, 4, labels[:number].shape)
     phases[1:][phases[1:] == 3] = 2                                     # of phase 3 there is one record alone
@@ -158,7 +188,7 @@ def test_operating_points_of_few_records(abnormal, normal, found, false_alarms, 
     labels = np.repeat([1, 0], (abnormal, normal))
     scores = np.zeros(len(labels))
     scores[:found] = scores[abnormal:abnormal + false_alarms] = 1
-    applied = metrics.operate(labels, scores, 0.5, metrics.draw_records(len(labels), 50))
+    applied = metrics.operate(labels, scores, 0.5, Resamples(np.arange(len(labels)), 50))
     assert {name for name in ("sensitivity", "specificity", "precision", "f1") if applied[name]["low"] is not None} \
         == sure
 
@@ -170,12 +200,12 @@ def test_phase_matching_is_blind_to_the_place_in_the_beat(points):
     phases = rng.integers(1, 4, labels.shape)
     labels = np.where(labels <= 1, (rng.random(labels.shape) < phases / 4).astype(np.uint8), labels)
     labels[phases == 3] = np.where(labels[phases == 3] <= 1, 1, 255)            # a phase that is anomalous throughout
-    ranking = metrics.PointRanking(labels, phases.astype(np.float32), metrics.draw_records(9, 20))
+    ranking = PointRanking(labels, phases.astype(np.float32), Resamples(np.arange(9), 20))
     matched = ranking.match_phases(phases, {"P": 1, "QRS": 2, "T": 3})
     assert ranking.pool()["auroc"]["value"] > 0.6
     assert matched["P"]["value"] == matched["QRS"]["value"] == matched["mean"]["value"] == 0.5
     assert matched["T"] is None
-    own = metrics.PointRanking(labels, maps, metrics.draw_records(9, 20)).match_phases(phases, {"P": 1, "QRS": 2})
+    own = PointRanking(labels, maps, Resamples(np.arange(9), 20)).match_phases(phases, {"P": 1, "QRS": 2})
     chosen = (phases == 1) & (labels <= 1)
     assert own["P"]["value"] == pytest.approx(roc_auc_score(labels[chosen], maps[chosen]))
     assert own["mean"]["value"] == pytest.approx((own["P"]["value"] + own["QRS"]["value"]) / 2)
@@ -192,18 +222,18 @@ def test_operating_points(records):
     assert found["sensitivity_90"] == max(threshold for threshold, sensitivity, _ in tried if sensitivity >= 0.9)
     assert found["youden"] == max(tried, key=lambda entry: (round(entry[1] + entry[2], 9), entry[0]))[0]
     (quiet, false_alarm), (missed, true) = confusion_matrix(labels[:30], scores[:30] >= found["youden"])
-    applied = metrics.operate(labels[:30], scores[:30], found["youden"], metrics.draw_records(30, 50))
+    applied = metrics.operate(labels[:30], scores[:30], found["youden"], Resamples(np.arange(30), 50))
     expected = {"sensitivity": true / (true + missed), "specificity": quiet / (quiet + false_alarm),
                 "precision": true / (true + false_alarm), "f1": 2 * true / (2 * true + false_alarm + missed)}
     assert {name: applied[name]["value"] for name in expected} == pytest.approx(expected)
-    nothing = metrics.operate(labels, scores, scores.max() + 1, metrics.draw_records(60, 5))
+    nothing = metrics.operate(labels, scores, scores.max() + 1, Resamples(np.arange(60), 5))
     assert nothing["precision"] is None and nothing["sensitivity"]["value"] == 0
 
 
 def test_curves_are_scikit_learns(records):
     """ROC and precision-recall pass through the points that scikit-learn finds, inside their bands."""
     labels, scores = records
-    found = metrics.curves(labels, scores, metrics.draw_records(60, 100))
+    found = metrics.curves(labels, scores, Resamples(np.arange(60), 100))
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     highest = {rate: tpr[fpr == rate].max() for rate in fpr}
     for rate in (0.0, 1.0):

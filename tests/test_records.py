@@ -6,12 +6,11 @@ import torch
 import wfdb
 from conftest import run_script
 
-from ecg import arrays
-from scoring import passes
-from ecg import signals
+from ecg import arrays, signals
 from model import MCF
+from scoring.passes import Scorer
+from scoring.protocols import PROTOCOLS
 
-CPU = torch.device("cpu")
 TIME = np.arange(5000) / 500
 LEADS = list(signals.LEAD_NAMES)
 
@@ -75,17 +74,17 @@ RECORDS = {
     "gain 200": ({"ecg": NORMAL, "gain": 200.0}, (12, 12)),
     "microvolts": ({"ecg": NORMAL * 1000, "gain": 5.0, "unit": "uV"}, (12, 12)),
     "lead V6 absent": ({"ecg": NORMAL[:, :11], "leads": LEADS[:11]}, "no lead V6"),
-    "lead II twice": ({"ecg": NORMAL, "edit": (" I\n", " II\n")}, "no lead I"),
+    "lead II twice": ({"ecg": NORMAL, "edit": (" I\n", " II\n")}, "more than one lead II"),
     "lead V6 twice": ({"ecg": np.c_[NORMAL, NORMAL[:, 0]], "leads": [*LEADS, "v6"]}, "more than one lead V6"),
     "lead V3 missing (NaN)": ({"ecg": without(8, np.nan)}, "missing samples in lead V3"),
     "9 s": ({"ecg": NORMAL[:4500]}, "9 s long, expected 10"),
     "11 s": ({"ecg": np.r_[NORMAL, NORMAL[:500]]}, "11 s long, expected 10"),
     "250 Hz": ({"ecg": NORMAL[::2], "rate": 250}, "sampled at 250 Hz, expected 500"),
-    "unit mmHg": ({"ecg": NORMAL, "unit": "mmHg"}, "unit mmHg, expected mV"),
-    "a gain of 1e-300": ({"ecg": NORMAL, "edit": ("1000.0(0)", "1e-300(0)")}, "its gain or unit is wrong"),
-    "a gain of 0, which means unknown": ({"ecg": NORMAL, "edit": ("1000.0(0)/mV", "0/mV")}, "gain and unit of lead I"),
-    "a gain without a unit": ({"ecg": NORMAL, "edit": ("1000.0(0)/mV", "1000.0(0)")}, "gain and unit of lead I"),
-    "neither gain nor unit": ({"ecg": NORMAL, "edit": ("1000.0(0)/mV 16 0 ", "")}, "gain and unit of lead I"),
+    "unit mmHg": ({"ecg": NORMAL, "unit": "mmHg"}, "lead I is in 'mmHg'"),
+    "a gain of 1e-300": ({"ecg": NORMAL, "edit": ("1000.0(0)", "1e-300(0)")}, "lead V6 reaches 1.4e+303 mV"),
+    "a gain of 0, which means unknown": ({"ecg": NORMAL, "edit": ("1000.0(0)/mV", "0/mV")}, "the gain of lead I"),
+    "a gain without a unit, which means mV": ({"ecg": NORMAL, "edit": ("1000.0(0)/mV", "1000.0(0)")}, (12, 12)),
+    "neither gain nor unit": ({"ecg": NORMAL, "edit": ("1000.0(0)/mV 16 0 ", "")}, "the gain of lead I"),
     ".dat empty": ({"ecg": NORMAL, "cut": lambda _: b""}, "unreadable"),
     ".dat truncated": ({"ecg": NORMAL, "cut": lambda data: data[:70000]}, "unreadable"),
     ".dat with one bit changed": ({"ecg": NORMAL, "cut": lambda data: data[:5000] + bytes([data[5000] ^ 1])
@@ -124,32 +123,30 @@ def test_record(audited, name):
     """Scored with finite numbers and counted, or refused by name in the audit; never dropped without a word."""
     data, names, printed = audited
     ecg_id, expected = names.index(name) + 1, RECORDS[name][1]
-    made = arrays.open_signals(data, "test", 12)
-    table, manifest = arrays.load_records(data, "test", made), arrays.load_manifest(data)
+    records = arrays.open_records(data, "test", 12)
+    table, manifest = arrays.load_table(data, "test", records), arrays.load_manifest(data)
     lost = {loss["ecg_id"]: loss["reason"] for loss in manifest["lost"]}
     assert (ecg_id in lost) != (ecg_id in table["ecg_id"])
     if isinstance(expected, str):
         assert expected in lost[ecg_id] and f"lost: record {ecg_id} (test): {lost[ecg_id]}" in printed
         return
     row = int(np.flatnonzero(table["ecg_id"] == ecg_id)[0])
-    r_peaks = arrays.load_r_peaks(data, "test", made)[row]
-    assert expected[0] <= len(r_peaks) <= expected[1] and table["r_peaks"][row] == len(r_peaks)
     torch.manual_seed(0)
-    for protocol in passes.PLAIN_PROTOCOLS:
-        found = passes.score_split(MCF(hidden=2), made[row:row + 1], [r_peaks], protocol, 30, CPU, "test",
-                                    with_maps=True, beats_per_record=2)
+    for protocol in PROTOCOLS.values():
+        r_peaks = arrays.load_r_peaks(data, "test", records, protocol.detector)
+        assert protocol.detector == "slope" or expected[0] <= len(r_peaks[row]) <= expected[1]
+        found = Scorer(MCF(hidden=2).eval(), protocol).score(records, r_peaks, rows=[row], with_maps=True,
+                                                             beats_per_record=1)
         assert np.isfinite(found.scores).all() and np.isfinite(found.maps).all()
-        assert found.without_r_peak == (not len(r_peaks))
+        assert found.without_r_peak == (not len(r_peaks[row]))
 
 
 def test_every_record_is_counted(audited):
     """The audit's numbers: all records are written or lost, and those without an R peak are told."""
     data, names, _ = audited
-    audit = arrays.load_manifest(data)["audit"]["test"]
+    audit, records = arrays.load_manifest(data)["audit"]["test"], arrays.open_records(data, "test", 12)
     refused = [expected for _, expected in RECORDS.values() if isinstance(expected, str)]
-    made = arrays.open_signals(data, "test", 12)
-    assert audit["lost"] == len(refused) and len(made) == len(RECORDS) - len(refused)
-    assert audit["no R peak"] == sum(not len(found) for found in arrays.load_r_peaks(data, "test", made))
+    assert audit["lost"] == len(refused) and len(records) == len(RECORDS) - len(refused)
     assert sum(audit[kind] for kind in ("normal", "abnormal", "mixed", "unlabelled")) == len(RECORDS)
 
 

@@ -1,154 +1,387 @@
-"""test.py and train.py as their users call them: the authors' command lines, the report's files, the refusals."""
+"""test.py as its users call it: the report's files and numbers, the authors' command line, what is refused.
+
+A stand-in scores in place of the network wherever the network is not what is tested.
+"""
 import json
+import re
+import resource
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
 from sklearn.metrics import roc_auc_score
-from test_ludb import write_ludb
 
-from evaluation.metrics import LEAST_RECORDS
+import test as script
+from ecg.arrays import fingerprint
+from evaluation import figures, files, metrics
+from scoring.passes import Scores
+from utils import UserError, save_json, sha256_of
 
-TEST_LINE = ("--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt")
-TRIVIAL = ("largest amplitude", "mean |slope|", "heart rate", "RR irregularity", "median beat, PCA")
-TRAIN_LINE = ("--data_path", "./data/", "--save_model", "1", "--save_path", "./ckpt/mymodel_new.pt")
+AUTHORS_LINE = ("--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt")
+PROTOCOLS = ("paper", "clean", "combined")
+RIVALS = ("largest amplitude", "mean |slope|", "heart rate", "RR irregularity", "age", "|age - mean|", "sex",
+          "no network")
+TIME = np.arange(5000) / 500
+SIZES = {"train": 170, "test": 60, "val": 40, "benchmark": 4}
+
+
+def draw_ecgs(rng, labels):
+    """(records, 5000, 12) mV: a beat every 0.7 to 1 s; where the label is 1 its T wave is small."""
+    rate, size = rng.uniform(0.7, 1, (len(labels), 1)), rng.normal(1, 0.2, (len(labels), 1, 12))
+    time = TIME % rate - 0.3
+    t_wave = np.where(labels == 1, 0.1, 0.3)[:, None] * np.exp(-((time - 0.25) / 0.05) ** 2)
+    ecgs = (np.exp(-(time / 0.015) ** 2) + t_wave)[..., None] * size
+    return (ecgs + rng.normal(0, 0.02, ecgs.shape)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    """A folder of arrays with tables, every patient with two records, and a benchmark with phases and diagnoses."""
+    folder, rng, known = tmp_path_factory.mktemp("arrays"), np.random.default_rng(0), {}
+    for split, number in SIZES.items():
+        labels = np.arange(number) % 2 * (split != "train")
+        ecgs, name = draw_ecgs(rng, labels), {"benchmark": "benchmark_data"}.get(split, split)
+        low, high = ecgs.min(axis=1), ecgs.max(axis=1)
+        if split in ("train", "benchmark"):
+            ecgs = (2 * (ecgs - low[:, None]) / (high - low)[:, None] - 1).astype(np.float32)
+            phases = np.where((TIME % 0.9 < 0.3)[:, None], 3, 5) * np.ones(ecgs.shape, np.uint8)
+            extra = {"phases": phases.astype(np.uint8)} if split == "benchmark" else {}
+            np.savez(folder / f"{split}_details.npz", low=low, high=high, fingerprint=fingerprint(ecgs), **extra)
+        np.save(folder / f"{name}.npy", ecgs)
+        known[split] = {"fingerprint": fingerprint(ecgs)}
+        table = pd.DataFrame({"ecg_id": np.arange(number), "patient_id": np.arange(number) // 2, "fold": 1,
+                              "age": rng.integers(30, 90, number), "sex": rng.choice(["F", "M"], number),
+                              "superclasses": np.where(labels, "MI", "NORM"), "statements": "SR"})
+        table.loc[3, ["age", "sex"]] = [np.nan, ""]
+        if split == "benchmark":
+            labels = np.repeat((phases == 5)[..., :1] * labels[:, None, None], 12, axis=2).astype(np.uint8)
+            table = table[["ecg_id"]].assign(diagnoses=np.where(labels.any(axis=(1, 2)), "Scar formation: septal.", ""))
+        table.to_csv(folder / f"{split}_records.csv", index=False)
+        if split != "train":
+            np.save(folder / {"test": "label.npy"}.get(split, f"{split}_label.npy"), labels)
+    save_json(folder / "manifest.json", {"arrays": known, "source": {"data_set": "simulated"}})
+    return folder
+
+
+class StandIn:
+    """Scores without the network, as Scorer does with it; under paper the scores are worse."""
+
+    def __init__(self, model, protocol, mask_ratio=30, amp="off"):
+        self.protocol = protocol
+
+    def score(self, records, r_peaks, with_maps=False):
+        ecgs = records.read(np.arange(len(records)))
+        noise = np.random.default_rng(len(ecgs)).normal(size=len(ecgs)) * 0.02 * (1 + self.protocol.as_stored)
+        maps = np.abs(ecgs[:, 100:4900]) if with_maps else None
+        return Scores(1 / ecgs.std(axis=(1, 2)) + noise, maps, 0, 0)
+
+    def restore(self, records, r_peaks, rows):
+        ecgs = records.millivolts(rows)[:, 100:4900]
+        return ecgs, ecgs - 0.25
 
 
 @pytest.fixture
-def workplace(simulated, published_state, tmp_path):
-    """A folder as a user has it: simulated arrays in data/, a published-format checkpoint in ckpt/."""
-    shutil.copytree(simulated, tmp_path / "data")
-    (tmp_path / "ckpt").mkdir()
-    torch.save({"model_state_dict": published_state}, tmp_path / "ckpt" / "mymodel.pt")
-    return tmp_path
+def stand_in(monkeypatch):
+    """StandIn in place of Scorer, and figures of a few bytes."""
+    monkeypatch.setattr(script, "Scorer", StandIn)
+    monkeypatch.setattr(figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(published_state, tmp_path_factory):
+    """A checkpoint in the published format."""
+    path = tmp_path_factory.mktemp("ckpt") / "mymodel.pt"
+    torch.save({"model_state_dict": published_state}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def reported(arrays, checkpoint, tmp_path_factory):
+    """(folder of a whole report, what was printed, the Examples that were drawn)."""
+    folder, drawn, draw = tmp_path_factory.mktemp("reported") / "results", [], figures.draw_record
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "Scorer", StandIn)
+        patch.setattr(figures, "draw_record", lambda example: drawn.append(example) or draw(example))
+        finished = run_script("test.py", "--data_path", arrays, "--load_path", checkpoint, "--save_maps", 1,
+                              "--output_dir", folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder, finished.stdout, drawn
+
+
+def results_of(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_numbers_are_those_of_the_scores(reported, arrays):
+    """AUROCs of results.json follow from the table and the maps, which are as the stand-in gave them."""
+    folder, printed, _ = reported
+    results, table = results_of(folder), pd.read_csv(folder / "detection_scores.csv")
+    assert list(table) == ["split", "ecg_id", "patient_id", "age", "sex", "label", "superclasses", "statements",
+                           *PROTOCOLS, *(f"trivial: {name}" for name in RIVALS)]
+    test, fold9 = table[table["split"] == "test"], table[table["split"] == "val"]
+    assert test["label"].tolist() == np.load(arrays / "label.npy").tolist()
+    assert fold9["label"].tolist() == np.load(arrays / "val_label.npy").tolist()
+    ecgs, normal = np.load(arrays / "test.npy"), fold9["label"] == 0
+    noise = np.random.default_rng(len(ecgs)).normal(size=len(ecgs)) * 0.02
+    assert test["clean"].tolist() == pytest.approx(1 / ecgs.std(axis=(1, 2)) + noise)
+    parts = [(test[name] - fold9[name][normal].mean()) / fold9[name][normal].std(ddof=0)
+             for name in ("clean", "trivial: no network")]
+    assert test["combined"].tolist() == pytest.approx((parts[0] + parts[1]).tolist())
+    for name in (*PROTOCOLS, *(f"trivial: {name}" for name in RIVALS)):
+        found = results[name]["detection"] if name in PROTOCOLS else results["baselines"]["detection"][name[9:]]
+        assert found["auroc"]["value"] == pytest.approx(roc_auc_score(test["label"], test[name]))
+        assert found["operating_points"]["youden"]["threshold"] in fold9[name].tolist()
+    truth = np.load(arrays / "benchmark_label.npy")[:, 100:4900]
+    for name in ("paper", "clean"):
+        maps = np.load(folder / f"localization_maps_{name}.npy")
+        np.testing.assert_array_equal(maps, np.abs(np.load(arrays / "benchmark_data.npy")[:, 100:4900]))
+        assert results[name]["localization_auroc_pooled"] == pytest.approx(roc_auc_score(truth.ravel(), maps.ravel()))
+        assert results[name]["detection_auroc"] == results[name]["detection"]["auroc"]["value"]
+        assert set(results[name]["localization"]["by_diagnosis"]) == {"scar"}
+        assert set(results[name]["localization"]["phase_matched"]) == {"P", "QRS", "ST", "T", "TP", "mean"}
+    assert results["combined"]["localization"] is None and results["combined"]["localization_auroc_pooled"] is None
+
+
+def test_age_bands_and_people(reported, arrays):
+    """Detection within each age band, its lower edge inside; an unknown age scores as the mean of the others."""
+    folder, _, _ = reported
+    table = pd.read_csv(folder / "detection_scores.csv").query("split == 'test'")
+    found = results_of(folder)["clean"]["detection"]["within_age_bands"]
+    values = {}
+    for low, high in ((0, 40), (40, 55), (55, 65), (65, 75), (75, 999)):
+        rows = table[(table["age"] >= low) & (table["age"] < high)]
+        values[f"{low}-{high if high < 999 else ''}"] = roc_auc_score(rows["label"], rows["clean"])
+    assert {name: of["value"] for name, of in found["bands"].items()} == pytest.approx(values)
+    assert found["macro"]["value"] == pytest.approx(np.mean(list(values.values())))
+    age = table["age"].fillna(table["age"].mean())
+    assert table["age"].isna().sum() == 1 and table["trivial: age"].tolist() == pytest.approx(age.tolist())
+    usual = pd.read_csv(arrays / "train_records.csv")["age"].mean()
+    assert table["trivial: |age - mean|"].tolist() == pytest.approx((age - usual).abs().tolist())
+    known = table["sex"].notna()
+    assert table["trivial: sex"][known].tolist() == (table["sex"][known] == "M").astype(float).tolist()
+
+
+def test_intervals_are_over_patients(reported, arrays):
+    """Two records of a patient are resampled together, in detection, its differences and nowhere else."""
+    folder, printed, _ = reported
+    results, table = results_of(folder), pd.read_csv(folder / "detection_scores.csv").query("split == 'test'")
+    labels, patients = table["label"].to_numpy(), table["patient_id"].to_numpy()
+    ranked = {name: metrics.rank_records(labels, table[column].to_numpy(), metrics.Resamples(patients))["auroc"]
+              for name, column in (("combined", "combined"), ("clean", "clean"), ("no network", "trivial: no network"))}
+    assert results["clean"]["detection"]["auroc"] == pytest.approx(ranked["clean"])
+    for name in ("clean", "no network"):
+        gap = metrics.difference(ranked["combined"], ranked[name])
+        assert results["combined"]["beyond_parts"][name] == pytest.approx(gap)
+    assert f"{len(labels)} records of {len(labels) // 2} patients" in printed
+    assert results["clean"]["counts"]["patients"] == len(labels) // 2
+
+
+def test_what_is_printed(reported):
+    """At most 25 lines: a row a protocol and the best without a network, with their intervals; no word in capitals."""
+    folder, printed, _ = reported
+    results, lines = results_of(folder), printed.strip().splitlines()
+    assert len(lines) <= 25
+    for name in PROTOCOLS:
+        auroc = {key: 100 * value for key, value in results[name]["detection"]["auroc"].items()}
+        line, = (line for line in lines if line.startswith(f"{name} "))
+        assert line[26:].startswith("{value:.1f} [{low:.1f}, {high:.1f}]".format(**auroc))
+    best = max(found["auroc"]["value"] for found in results["baselines"]["detection"].values())
+    line, = (line for line in lines if line.startswith("best without a network"))
+    assert f" {100 * best:.1f}" in line and "simulated ECGs" in printed
+
+
+def test_report_is_readable_on_any_forge(reported):
+    """report.md links every figure, holds every group with its difference, and says what many intervals mean."""
+    folder, _, _ = reported
+    results, text = results_of(folder), (folder / "report.md").read_text()
+    drawn = {path.name for path in folder.iterdir() if path.suffix in (".png", ".pdf")}
+    assert drawn == set(re.findall(r"\(([\w-]+\.(?:png|pdf))\)", text)) and "auroc_by_diagnosis.png" in drawn
+    assert {f"localization_scar_{rank}.png" for rank in ("best", "median", "worst")} < drawn
+    row, = (line for line in text.splitlines() if line.startswith("| MI (30 records)"))
+    gap = results["combined"]["beyond_trivial"]["by_superclass: MI"]
+    assert f"{100 * gap['difference']['value']:+.1f} [" in row and row.endswith(f" {gap['rival']} |")
+    assert "one in twenty" in text and "NOT" not in text and "WORSE" not in text
+    assert all(f"| {name.replace('|', chr(92) + '|')} |" in text for name in RIVALS)
+    unusual = pd.read_csv(folder / "unusual_measurements.csv")
+    assert (unusual.groupby("record").size() == 10).all() and set(unusual["record"]) <= set(range(4))
+
+
+def test_ecg_and_restoration_are_drawn_as_what_they_are(reported, arrays):
+    """Record, restoration, truth and scores of an example are those of its row, in mV."""
+    _, _, drawn = reported
+    details, ecgs = np.load(arrays / "benchmark_details.npz"), np.load(arrays / "benchmark_data.npy")
+    truth = np.load(arrays / "benchmark_label.npy")
+    assert len(drawn) == 3
+    for example in drawn:
+        row = int(re.match(r"Record (\d+),", example.title)[1])
+        low, high = details["low"][row], details["high"][row]
+        millivolts = ((ecgs[row] + 1) / 2 * (high - low) + low)[100:4900]
+        assert example.unit == "mV" and example.signal == pytest.approx(millivolts, abs=1e-5)
+        assert example.restored == pytest.approx(millivolts - 0.25, abs=1e-5)
+        np.testing.assert_array_equal(example.truth, truth[row, 100:4900])
+        np.testing.assert_array_equal(example.scores, np.abs(ecgs[row, 100:4900]))
+
+
+# ---- files
+
+def report_into(folder, arrays, checkpoint, *flags):
+    return run_script("test.py", "--data_path", arrays, "--load_path", checkpoint, "--protocol", "clean", "--fold9", 0,
+                      "--output_dir", folder, *flags)
+
+
+def test_every_file_is_named_with_its_checksum(reported):
+    """results.json names all other files of the folder, and their SHA-256."""
+    folder, _, _ = reported
+    named = results_of(folder)["files"]
+    assert named == {path.name: sha256_of(path) for path in folder.iterdir() if path.name != "results.json"}
+
+
+@pytest.mark.parametrize("name", ["report.md", "results.json", "detection_curves.png", "localization_scar_best.pdf",
+                                  "localization_maps_clean.npy", "auroc_by_lead.png/folder"])
+def test_no_file_of_the_users_is_overwritten(arrays, checkpoint, tmp_path, monkeypatch, name):
+    """A foreign file under a name of the report is refused before anything is scored, with the remedy."""
+    monkeypatch.setattr(script, "Scorer", None)                         # it would fail
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    finished = report_into(tmp_path, arrays, checkpoint, "--save_maps", 1)
+    assert finished.returncode == 2 and name.split("/")[0] in finished.stderr and "--output_dir" in finished.stderr
+    assert (tmp_path / name).read_text() == "{}" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_later_report_replaces_what_the_earlier_one_wrote(arrays, checkpoint, tmp_path):
+    """Of the earlier report goes what is unchanged; files of other names stay, and a changed one is not overwritten."""
+    foreign = {"auroc_by_my_paper.pdf", "localization_maps_mine.npy", "report.md.tmp", "report.md.part"}
+    for name in foreign:
+        (tmp_path / name).write_text("mine")
+    assert report_into(tmp_path, arrays, checkpoint).returncode == 0
+    (tmp_path / "detection_curves.png").write_text("retouched")
+    assert report_into(tmp_path, arrays, checkpoint).returncode == 2
+    finished = report_into(tmp_path, arrays, checkpoint, "--figures", 0)
+    assert finished.returncode == 0, finished.stderr
+    assert {path.name for path in tmp_path.iterdir()} == foreign | {"report.md", "results.json", "detection_scores.csv",
+                                                                   "detection_curves.png"}
+    assert (tmp_path / "detection_curves.png").read_text() == "retouched"
+    assert all((tmp_path / name).read_text() == "mine" for name in foreign)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_report_that_was_killed_is_replaced(arrays, checkpoint, tmp_path, monkeypatch):
+    """Killed between two renames, what is left is of two reports, all ours: the next one replaces it."""
+    import utils
+    assert report_into(tmp_path, arrays, checkpoint, "--figures", 0).returncode == 0
+    replace, renamed = utils.os.replace, []
+
+    def stop(old, new):
+        renamed.append(new)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        replace(old, new)
+    monkeypatch.setattr(utils.os, "replace", stop)
+    assert report_into(tmp_path, arrays, checkpoint, "--figures", 0, "--mask_ratio", 20).returncode == 130
+    monkeypatch.setattr(utils.os, "replace", replace)
+    assert report_into(tmp_path, arrays, checkpoint, "--figures", 0, "--mask_ratio", 20).returncode == 0
+    assert results_of(tmp_path)["files"] == {name: sha256_of(tmp_path / name) for name in ("report.md",
+                                                                                           "detection_scores.csv")}
+
+
+@pytest.mark.parametrize("size", [10, 10 ** 6])
+def test_full_disk_leaves_the_last_report_whole(tmp_path, size):
+    """A disk that fills up while any file is written: all files of the earlier report stay as they were."""
+    files.write_report(tmp_path, {"report.md": b"old", "gone.png": b"old"}, {"clean": 1})
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises(UserError, match="could not be written .*; free some space"):
+            files.write_report(tmp_path, {"report.md": b"new" * size, "a.csv": b"new"}, {"clean": "x" * 10 ** 6})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_several_checkpoints(arrays, checkpoint, tmp_path):
+    """Each checkpoint gets a report of its own; their mean and standard deviation are written and printed."""
+    shutil.copy(checkpoint, tmp_path / "other.pt")
+    finished = run_script("test.py", "--data_path", arrays, "--load_path", checkpoint, tmp_path / "other.pt",
+                          "--protocol", "clean", "--figures", 0, "--fold9", 0, "--output_dir", tmp_path / "results")
+    assert finished.returncode == 0, finished.stderr
+    folder = tmp_path / "results"
+    assert {path.name for path in folder.iterdir()} == {"1-mymodel", "2-other", "results.json", "report.md"}
+    runs = [results_of(folder / name)["clean"]["detection_auroc"] for name in ("1-mymodel", "2-other")]
+    mean = results_of(folder)["mean"]["clean"]["detection_auroc"]
+    assert mean == {"mean": pytest.approx(np.mean(runs)), "sd": pytest.approx(np.std(runs, ddof=1))}
+    assert f"{100 * mean['mean']:.1f} ± {100 * mean['sd']:.1f}" in finished.stdout
+
+
+# ---- what is there and what is not
+
+def test_without_a_network(arrays, tmp_path):
+    """--protocol none needs no checkpoint: the rival and the trivial scores make the same report."""
+    finished = run_script("test.py", "--data_path", arrays, "--protocol", "none", "--load_path", "absent.pt",
+                          "--output_dir", tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    results = results_of(tmp_path)
+    assert set(results["baselines"]["detection"]) == set(RIVALS) and not set(PROTOCOLS) & set(results)
+    assert "detection_curves.png" in results["files"] and "no network" in finished.stdout
 
 
 @pytest.fixture
-def authors_workplace(simulated, published_state, tmp_path):
-    """The same in the authors' layout: a few float64 rows, no sidecars, no benchmark."""
-    data = tmp_path / "data"
-    data.mkdir()
+def authors_workplace(arrays, checkpoint, tmp_path):
+    """A folder in the authors' layout: a few float64 rows of arrays, no sidecars, no benchmark."""
+    (tmp_path / "data").mkdir()
     (tmp_path / "ckpt").mkdir()
-    torch.save({"model_state_dict": published_state}, tmp_path / "ckpt" / "mymodel.pt")
-    labels = np.load(simulated / "label.npy")
-    rows = np.r_[np.flatnonzero(labels == 0)[:3], np.flatnonzero(labels == 1)[:3]]
-    np.save(data / "train.npy", np.load(simulated / "train.npy")[:12].astype(np.float64))
-    np.save(data / "test.npy", np.load(simulated / "test.npy")[rows].astype(np.float64))
-    np.save(data / "label.npy", labels[rows].astype(np.float64))
+    shutil.copy(checkpoint, tmp_path / "ckpt" / "mymodel.pt")
+    for name, rows in (("train", 12), ("test", 4), ("label", 4)):
+        np.save(tmp_path / "data" / f"{name}.npy", np.load(arrays / f"{name}.npy")[:rows].astype(np.float64))
     return tmp_path
 
 
-def test_report_is_complete_and_consistent(workplace):
-    """results.json, the scores and the maps agree with each other and with the arrays, and hold the provenance."""
-    finished = run_script("test.py", *TEST_LINE, "--save_maps", 1, cwd=workplace)
+def test_the_authors_line_on_the_authors_layout(authors_workplace):
+    """The published command line, word for word, on float64 arrays without sidecars, with the network itself."""
+    finished = run_script("test.py", *AUTHORS_LINE, cwd=authors_workplace)
     assert finished.returncode == 0, finished.stderr
-    results = json.loads((workplace / "results" / "results.json").read_text())
-    scores = pd.read_csv(workplace / "results" / "detection_scores.csv")
-    truth = np.load(workplace / "data" / "benchmark_label.npy")[:, 100:4900]
-    assert list(scores.columns) == ["split", "ecg_id", "label", "superclasses", "statements", "paper", "clean",
-                                    *("trivial: " + name for name in TRIVIAL)]
-    assert scores["label"].tolist() == [*np.load(workplace / "data" / "label.npy"),
-                                        *np.load(workplace / "data" / "val_label.npy")]
-    fold9, scores = scores[scores["split"] == "val"], scores[scores["split"] == "test"]
-    assert fold9["ecg_id"].tolist() == pd.read_csv(workplace / "data" / "val_records.csv")["ecg_id"].tolist()
-    assert scores["ecg_id"].tolist() == pd.read_csv(workplace / "data" / "test_records.csv")["ecg_id"].tolist()
-    for protocol in ("paper", "clean"):
-        entry = results[protocol]
-        maps = np.load(workplace / "results" / f"localization_maps_{protocol}.npy")
-        assert maps.shape == truth.shape and maps.dtype == np.float32
-        assert entry["detection_auroc"] == pytest.approx(roc_auc_score(scores["label"], scores[protocol]))
-        assert entry["localization_auroc_pooled"] == pytest.approx(roc_auc_score(truth.ravel(), maps.ravel()))
-        per_record = [roc_auc_score(label.ravel(), score.ravel()) for label, score in zip(truth, maps)]
-        assert entry["localization_auroc_per_record"] == pytest.approx(np.mean(per_record))
-        assert entry["counts"]["records"] == len(scores) and entry["seconds"]["detection"] > 0
-        assert f"{protocol}" in finished.stdout and f"{entry['detection_auroc']:.4f}" in finished.stdout
-        assert entry["detection"]["operating_points"]["youden"]["threshold"] in fold9[protocol].tolist()
-        for estimate in (entry["localization"]["pooled"]["average_precision"],
-                         entry["localization"]["by_lead"]["aVF"]):
-            assert 0 <= estimate["low"] <= estimate["value"] <= estimate["high"] <= 1
-        normal, abnormal = (int((scores["label"] == label).sum()) for label in (0, 1))
-        for group in ({"auroc": entry["detection"]["auroc"], "records": abnormal},
-                      *entry["detection"]["by_superclass"].values()):
-            assert 0 <= group["auroc"]["value"] <= 1
-            assert (group["auroc"]["low"] is None) == (min(normal, group["records"]) < LEAST_RECORDS)
-    assert len(results["checkpoint"]["sha256"]) == 64 and results["device"] and results["versions"]["torch"]
-    for name, found in results["baselines"]["localization"].items():
-        assert f"{found['per_record']['auroc']['value']:.4f}" in finished.stdout, name
-    assert set(results["baselines"]["detection"]) == set(TRIVIAL)
-    assert "NOT A RESULT" in finished.stdout                            # random weights do not beat an R peak
-    assert results["clean"]["beyond_trivial"]["localization_pooled"]["difference"]["value"] < 0
-    assert results["data"]["audit"]["test"]["normal"] == int((scores["label"] == 0).sum())
+    results = results_of(authors_workplace / "results")
+    assert set(PROTOCOLS) & set(results) == {"paper", "clean"} and results["data"] is None
+    assert results["paper"]["localization_auroc_pooled"] is None and results["paper"]["seconds"]["detection"] > 0
+    for word in ("localization is skipped", "'no network' is skipped", "operating points and combined are skipped"):
+        assert word in finished.stdout
+    assert results["paper"]["detection"]["within_age_bands"] == {"macro": None, "bands": {}}
+    assert results["paper"]["counts"]["patients"] == 4 and len(results["checkpoint"]["sha256"]) == 64
 
 
-def test_authors_lines_run_on_the_authors_layout(authors_workplace):
-    """Both published command lines, word for word, on float64 arrays without sidecars and with no benchmark."""
-    finished = run_script("train.py", *TRAIN_LINE, "--epochs", 1, cwd=authors_workplace)
-    assert finished.returncode == 0, finished.stderr
-    assert "protocol paper, epoch kept: last" in finished.stdout
-    assert (authors_workplace / "data" / "train_r_peaks.npz").exists()
-    finished = run_script("test.py", *TEST_LINE[:-1], "./ckpt/mymodel_new.pt", cwd=authors_workplace)
-    assert finished.returncode == 0, finished.stderr
-    assert "localization is skipped" in finished.stdout and "benchmark_data.npy" in finished.stdout
-    results = json.loads((authors_workplace / "results" / "results.json").read_text())
-    assert results["paper"]["localization_auroc_pooled"] is None and results["data"] is None
-    assert results["checkpoint"]["epoch"] == 1 and "chosen by last" in finished.stdout
-
-
-def test_one_protocol(authors_workplace):
-    """--protocol paper scores that protocol alone, and only its column is written."""
-    finished = run_script("test.py", *TEST_LINE, "--protocol", "paper", "--output_dir", "out", cwd=authors_workplace)
-    assert finished.returncode == 0, finished.stderr
-    columns = list(pd.read_csv(authors_workplace / "out" / "detection_scores.csv"))
-    assert "paper" in columns and "clean" not in columns and "trivial: median beat, PCA" not in columns
-    assert "operating points are skipped" in finished.stdout and "median beat, PCA' is skipped" in finished.stdout
-    assert "clean" not in json.loads((authors_workplace / "out" / "results.json").read_text())
-
-
-def test_exchanged_arrays_do_not_inherit_provenance(workplace):
-    """Arrays put in the place of ours get no ecg_id and no manifest of the arrays that were there before."""
+@pytest.mark.usefixtures("stand_in")
+def test_exchanged_arrays_do_not_inherit_provenance(arrays, checkpoint, tmp_path):
+    """Arrays put in the place of ours get no ids, ages and manifest of the arrays that were there before."""
+    shutil.copytree(arrays, tmp_path / "data")
     for name in ("test.npy", "label.npy"):
-        break_array(workplace / "data" / name, lambda a: a[::-1])
-    finished = run_script("test.py", *TEST_LINE, "--protocol", "paper", cwd=workplace)
+        np.save(tmp_path / "data" / name, np.load(arrays / name)[::-1])
+    finished = report_into(tmp_path / "results", tmp_path / "data", checkpoint, "--figures", 0)
     assert finished.returncode == 0 and "does not describe" in finished.stdout
-    assert json.loads((workplace / "results" / "results.json").read_text())["data"] is None
-    scores = pd.read_csv(workplace / "results" / "detection_scores.csv")
-    assert scores.loc[scores["split"] == "test", "ecg_id"].isna().all()
-
-
-def test_benchmark_marked_outside_the_scored_samples(workplace):
-    """A benchmark whose only points lie where nothing is scored is refused before any work, and named."""
-    break_array(workplace / "data" / "benchmark_label.npy", lambda a: np.where(np.arange(5000)[:, None] < 50, 1, 0 * a))
-    assert_refused(workplace, TEST_LINE, "benchmark_label.npy")
-
-
-def test_machines_with_torch_alone(workplace):
-    """On prepared arrays both scripts run where neither pandas, wfdb nor heartpy is installed."""
-    absent = workplace / "absent"
-    absent.mkdir()
-    for package in ("pandas", "wfdb", "heartpy"):
-        (absent / f"{package}.py").write_text(f"raise ModuleNotFoundError({package!r})")
-    for script, line in (("train.py", (*TRAIN_LINE, "--epochs", "1", "--select", "last")),
-                         ("test.py", (*TEST_LINE, "--protocol", "paper"))):
-        finished = run_script(script, *line, cwd=workplace, PYTHONPATH=str(absent))
-        assert finished.returncode == 0, finished.stderr
-
-
-def break_array(path, change):
-    np.save(path, change(np.load(path)))
+    assert results_of(tmp_path / "results")["data"] is None
+    scores = pd.read_csv(tmp_path / "results" / "detection_scores.csv")
+    assert scores[["ecg_id", "patient_id", "age"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize("name, change, message", [
     ("test.npy", lambda a: a[:, :4000], "test.npy"), ("test.npy", lambda a: a[..., :8], "test.npy"),
     ("test.npy", lambda a: np.where(np.arange(len(a))[:, None, None] == 2, np.nan, a), "row 2"),
     ("test.npy", lambda a: a.astype(int), "test.npy"), ("label.npy", lambda a: a[:-1], "label.npy"),
-    ("label.npy", lambda a: a + 1, "label.npy"), ("label.npy", lambda a: a * 0, "label.npy")])
+    ("label.npy", lambda a: a + 1, "label.npy"), ("label.npy", lambda a: a * 0, "label.npy"),
+    ("benchmark_label.npy", lambda a: np.pad(np.ones((4, 50, 12)), ((0, 0), (0, 4950), (0, 0))), "100:4900")])
 def test_bad_arrays_are_refused(authors_workplace, name, change, message):
     """An array that cannot be scored ends in one sentence that names it, exit code 2, and no report."""
-    break_array(authors_workplace / "data" / name, change)
-    assert_refused(authors_workplace, TEST_LINE, message)
+    data = authors_workplace / "data"
+    if name.startswith("benchmark"):
+        shutil.copy(data / "test.npy", data / "benchmark_data.npy")
+    np.save(data / name, change(np.load(data / name) if (data / name).exists() else None))
+    assert_refused(authors_workplace, (), message)
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -159,153 +392,27 @@ def test_bad_flags_are_refused(authors_workplace, flags, message):
     """A flag that does not fit ends in one sentence that names it, or what it should have been."""
     if flags[1] == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
-    assert_refused(authors_workplace, (*TEST_LINE, *flags), message)
+    assert_refused(authors_workplace, flags, message)
 
 
-def assert_refused(folder, line, message):
-    finished = run_script("test.py", *line, cwd=folder)
-    last = finished.stderr.rstrip("\n").split("\n")[-1]
-    assert finished.returncode == 2 and "Traceback" not in finished.stderr
-    assert last.split("\r")[-1].strip().startswith("error: ") and message in last
+def assert_refused(folder, flags, message):
+    finished = run_script("test.py", *AUTHORS_LINE, *flags, cwd=folder)
+    last = finished.stderr.rstrip("\n").split("\n")[-1].split("\r")[-1].strip()
+    assert finished.returncode == 2 and last.startswith("error: ") and message in last
     assert not (folder / "results").exists()
 
 
+@pytest.mark.usefixtures("stand_in")
 def test_untrained_network_is_said_to_be_one(authors_workplace):
     """--load_model 0 scores an untrained network, as published, and says so."""
     finished = run_script("test.py", "--load_model", 0, "--protocol", "paper", cwd=authors_workplace)
     assert finished.returncode == 0 and "untrained" in finished.stdout
+    assert not {"clean", "combined"} & set(results_of(authors_workplace / "results"))
 
 
-def test_saved_scores_make_the_same_report(workplace):
-    """--from_results needs no checkpoint: tables, numbers and figures come out as they were."""
-    finished = run_script("test.py", *TEST_LINE, "--save_maps", 1, "--figures", 1, cwd=workplace)
-    assert finished.returncode == 0, finished.stderr
-    first = {path.name: path.read_bytes() for path in (workplace / "results").iterdir()}
-    figures = {f"{name}.{kind}" for kind in ("png", "pdf") for name in (
-        "detection_curves", "score_histograms", "auroc_by_superclass", "auroc_by_lead", "localization_all_best",
-        "localization_all_median", "localization_all_worst")}
-    assert figures < set(first) and "localization, pooled" in finished.stdout
-    shutil.rmtree(workplace / "ckpt")
-    again = run_script("test.py", "--from_results", "results", "--figures", 1, "--output_dir", "again",
-                       cwd=workplace)
-    assert again.returncode == 0, again.stderr
-    printed = [text.split("AUROC", 1)[1] for text in (finished.stdout, again.stdout)]
-    assert printed[0].replace("to results\n", "to again\n") == printed[1]
-    second = {path.name: path.read_bytes() for path in (workplace / "again").iterdir()}
-    assert second == first
-
-
-@pytest.mark.parametrize("damage, message", [
-    (lambda folder: (folder / "results" / "detection_scores.csv").write_text("split\n"), "detection_scores.csv"),
-    (lambda folder: (folder / "results" / "results.json").write_text("{"), "results.json"),
-    (lambda folder: (folder / "results" / "results.json").write_text("{}"), "results"),
-    (lambda folder: break_array(folder / "results" / "localization_maps_paper.npy", lambda a: a[:2]), "maps_paper.npy"),
-    (lambda folder: break_array(folder / "results" / "localization_maps_paper.npy", lambda a: a + 1), "maps_paper.npy"),
-    (lambda folder: (folder / "results" / "localization_maps_paper.npy").unlink(), "maps_paper.npy"),
-    (lambda folder: (folder / "results" / "examples.npz").write_bytes(b"PK"), "examples.npz"),
-    (lambda folder: (folder / "results" / "detection_scores.csv").open("a").write("1\n"), "detection_scores.csv"),
-    (lambda folder: break_array(folder / "data" / "benchmark_data.npy", lambda a: a[::-1]), "benchmark"),
-    (lambda folder: break_array(folder / "data" / "benchmark_label.npy", lambda a: 1 - a), "labels"),
-    (lambda folder: shutil.rmtree(folder / "results"), "results")])
-def test_damaged_results_are_refused(workplace, scored, damage, message):
-    """What --from_results cannot read, or was scored on another benchmark, ends in one sentence that names it."""
-    shutil.copytree(scored, workplace / "results")
-    damage(workplace)
-    finished = run_script("test.py", "--from_results", "results", "--output_dir", "again", cwd=workplace)
-    assert finished.returncode == 2 and "Traceback" not in finished.stderr and message in finished.stderr
-    assert not (workplace / "again").exists()
-
-
-@pytest.fixture(scope="module")
-def scored(simulated, published_state, tmp_path_factory):
-    """The report of one protocol with its maps, on the simulated arrays."""
-    folder = tmp_path_factory.mktemp("scored")
-    torch.save({"model_state_dict": published_state}, folder / "model.pt")
-    finished = run_script("test.py", "--data_path", simulated, "--load_path", folder / "model.pt", "--protocol",
-                          "paper", "--save_maps", 1, "--fold9", 0, "--output_dir", folder / "results")
-    assert finished.returncode == 0, finished.stderr
-    return folder / "results"
-
-
-def test_several_checkpoints(authors_workplace, published_state):
-    """Each checkpoint gets a report of its own; the mean and standard deviation are written and printed."""
-    state = {name: value * 1.1 if name.startswith("attn") else value for name, value in published_state.items()}
-    torch.save({"model_state_dict": state}, authors_workplace / "ckpt" / "other.pt")
-    (authors_workplace / "results").mkdir()             # an earlier report on one checkpoint, and a file of the user's
-    for name in ("detection_scores.csv", "localization_maps_clean.npy", "examples.npz", "learning_curves.pdf",
-                 "own.txt"):
-        (authors_workplace / "results" / name).write_text("")
-    finished = run_script("test.py", "--load_path", "ckpt/mymodel.pt", "ckpt/other.pt", "--protocol", "clean",
-                          cwd=authors_workplace)
-    assert finished.returncode == 0, finished.stderr
-    assert {path.name for path in (authors_workplace / "results").iterdir()} == {"1-mymodel", "2-other", "results.json",
-                                                                                 "own.txt"}
-    runs = [json.loads((authors_workplace / "results" / name / "results.json").read_text())["clean"]["detection_auroc"]
-            for name in ("1-mymodel", "2-other")]
-    summary = json.loads((authors_workplace / "results" / "results.json").read_text())
-    found = summary["mean"]["clean"]["detection_auroc"]
-    assert found == {"mean": pytest.approx(np.mean(runs)), "sd": pytest.approx(np.std(runs, ddof=1))}
-    assert f"{found['mean']:.4f} ± {found['sd']:.4f}" in finished.stdout
-    again = run_script("test.py", "--from_results", "results", "--output_dir", "again", cwd=authors_workplace)
-    assert again.returncode == 0 and f"{found['mean']:.4f} ± {found['sd']:.4f}" in again.stdout
-    assert json.loads((authors_workplace / "again" / "results.json").read_text()) == summary
-
-
-def test_localization_numbers_outlive_their_maps(workplace):
-    """Without --save_maps the report can be made again all the same: localization keeps the numbers that it had."""
-    finished = run_script("test.py", *TEST_LINE, "--protocol", "clean", "--fold9", 0, cwd=workplace)
-    assert finished.returncode == 0, finished.stderr
-    before = json.loads((workplace / "results" / "results.json").read_text())
-    again = run_script("test.py", "--from_results", "results", "--figures", 1, cwd=workplace)
-    assert again.returncode == 0 and "stay as they were" in again.stdout
-    assert json.loads((workplace / "results" / "results.json").read_text()) == before
-
-
-@pytest.fixture(scope="module")
-def ludb_scored(simulated, published_state, tmp_path_factory):
-    """(data folder, results folder, printed text) of simulated test records with a LUDB-shaped benchmark."""
-    folder = tmp_path_factory.mktemp("ludb")
-    write_ludb(folder / "ludb")
-    shutil.copytree(simulated, folder / "data", ignore=shutil.ignore_patterns("benchmark*"))
-    torch.save({"model_state_dict": published_state}, folder / "model.pt")
-    made = run_script("preprocess.py", "--ludb_path", folder / "ludb", "--data_path", folder / "data", "--workers", 1)
-    assert made.returncode == 0, made.stderr
-    finished = run_script("test.py", "--data_path", folder / "data", "--load_path", folder / "model.pt", "--protocol",
-                          "clean", "--save_maps", 1, "--fold9", 0, "--output_dir", folder / "results")
-    assert finished.returncode == 0, finished.stderr
-    return folder / "data", folder / "results", finished.stdout
-
-
-def test_ludb_is_scored_by_phase_and_diagnosis(ludb_scored):
-    """On LUDB the report has the phase-matched mean and the diagnoses, and points without a truth are in no number."""
-    data, results, printed = ludb_scored
-    found = json.loads((results / "results.json").read_text())["clean"]
-    labels, maps = np.load(data / "benchmark_label.npy")[:, 100:4900], np.load(results / "localization_maps_clean.npy")
-    scored = labels != 255
-    assert 0 < scored.mean() < 1
-    assert found["localization"]["pooled"]["auroc"]["value"] == pytest.approx(
-        roc_auc_score(labels[scored], maps[scored]))
-    assert set(found["localization"]["by_diagnosis"]) == {"scar", "ischemia", "atrial_fibrillation"}
-    phases = np.load(data / "benchmark_details.npz")["phases"][:, 100:4900]
-    of_qrs = (phases == 3) & scored
-    matched = found["localization"]["phase_matched"]
-    assert matched["QRS"]["value"] == pytest.approx(roc_auc_score(labels[of_qrs], maps[of_qrs]))
-    assert matched["P"] is None and found["localization_auroc_phase_matched"] == matched["mean"]["value"]
-    assert f"{matched['mean']['value']:.4f}" in printed and "within QRS points" in printed
-
-
-def test_ludb_is_drawn_in_millivolts(ludb_scored, monkeypatch, tmp_path):
-    """The figures undo the normalisation of the benchmark, of the signal and of what was restored."""
-    import test as script
-    data, results, _ = ludb_scored
-    drawn = []
-    monkeypatch.setattr(script.report.figures, "draw_localization", lambda example, *_: drawn.append(example))
-    monkeypatch.setattr("sys.argv", ["test.py", "--from_results", str(results), "--data_path", str(data), "--figures",
-                                     "1", "--output_dir", str(tmp_path)])
-    script.main()
-    signals, details = np.load(data / "benchmark_data.npy"), np.load(data / "benchmark_details.npz")
-    rows = np.load(results / "examples.npz")["rows"]
-    assert len(drawn) == len(rows) > 0
-    for example, row in zip(drawn, rows):
-        expected = (signals[row] + 1) / 2 * (details["high"][row] - details["low"][row]) + details["low"][row]
-        assert example.unit == "mV" and example.signal == pytest.approx(expected[100:4900], abs=1e-5)
+def test_machines_with_torch_alone():
+    """On prepared arrays both scripts run without pandas, wfdb, heartpy and a window system: none is imported."""
+    code = ("import sys\nsys.modules |= dict.fromkeys(('pandas', 'wfdb', 'heartpy'))\nimport test, train\n"
+            "print('matplotlib.pyplot' in sys.modules)")
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert finished.stdout.strip() == "False", finished.stderr

@@ -1,0 +1,64 @@
+"""Which figures a report has: charts of all scores, and records of the benchmark. Each is named as its file is."""
+import numpy as np
+
+from ecg.arrays import EXCLUDED
+from evaluation import charts, figures, metrics
+from evaluation.detection import Cohort
+from evaluation.localization import Benchmark, example_names
+from evaluation.numbers import GROUPINGS, best_rival, group_titles, name_entries, name_rivals
+
+GROUP_CHARTS = ("by_superclass", "by_statement", "by_diagnosis", "by_lead")
+CHARTS = ("detection_curves", "score_histograms", *(f"auroc_{grouping}" for grouping in GROUP_CHARTS),
+          "learning_curves")
+
+
+def figure_names() -> list:
+    """The name of every figure that a report may have."""
+    return [*CHARTS, *(f"localization_{name}" for name in example_names())]
+
+
+def draw_detection(cohort: Cohort, scores: dict, entries: dict) -> dict:
+    """{name: Figure}: the curves of scores {name: {"test": (records,), ...}}, and histograms of the protocols'."""
+    if not scores:
+        return {}
+    of_test = {name: np.asarray(score["test"]) for name, score in scores.items()}
+    curves = {name: {**metrics.curves(cohort.labels, score, cohort.resamples),
+                     **metrics.rank_records(cohort.labels, score, cohort.resamples)} for name, score in of_test.items()}
+    drawn = {"detection_curves": charts.draw_detection_curves(curves, float(cohort.labels.mean()))}
+    if entries:
+        thresholds = {name: {kind: point["threshold"] for kind, point in
+                             (entry["detection"]["operating_points"] or {}).items()} for name, entry in entries.items()}
+        drawn["score_histograms"] = charts.draw_score_histograms({name: of_test[name] for name in entries},
+                                                                 cohort.labels, thresholds)
+    return drawn
+
+
+def draw_groups(entries: dict, baselines: dict) -> dict:
+    """{name: Figure}: AUROCs by group, those of every protocol and of the best score without a network."""
+    rivals, values, drawn = name_rivals(baselines), name_entries(entries), {}
+    for grouping in GROUP_CHARTS:
+        groups = {title: {**{name: of[number] for name, of in values.items() if number in of},
+                          "best without a network": best_rival(rivals, number)[1]}
+                  for number, title in group_titles(entries, baselines, grouping).items()}
+        if groups:
+            drawn[f"auroc_{grouping}"] = charts.draw_group_aurocs(groups, GROUPINGS[grouping])
+    return drawn
+
+
+def draw_examples(benchmark: Benchmark, examples: list, unit: str, restorations: tuple, maps: np.ndarray) -> dict:
+    """{name: Figure} of the records that choose_examples chose.
+
+    unit: of restorations, (ECGs, restored), (n, 4800, leads) each; maps: (n, 4800, leads).
+    """
+    drawn = {}
+    for (row, name, title), ecg, restored, scores in zip(examples, *restorations, maps):
+        labels = benchmark.labels[row]
+        truth = np.where(labels <= 1, labels, EXCLUDED).astype(np.uint8)
+        drawn[f"localization_{name}"] = figures.draw_record(figures.Example(
+            title, unit, benchmark.lead_names, ecg, restored, truth, scores))
+    return drawn
+
+
+def draw_training(history: list) -> dict:
+    """{name: Figure}: the learning curves, where the checkpoint holds its history. history: rows of history.csv."""
+    return {"learning_curves": charts.draw_learning_curves(history)} if history else {}

@@ -1,0 +1,89 @@
+"""The ranking of the points of anomaly maps, for any part of them; intervals as in metrics.py, over patients."""
+import numpy as np
+
+from evaluation.metrics import MEASURES, Resamples, average, average_precision, count_by_score, estimate
+
+BINS = 1024                         # of equally many points, for the resamples alone; they move an AUROC by < 1e-4
+BINNING_SAMPLE = 1_000_000          # points that the bins are drawn from
+
+
+class PointRanking:
+    """The ranking of the points of an anomaly map, for any part of them.
+
+    labels: (records, samples, leads), 1 anomalous, 0 normal, anything else not scored; maps: the same shape;
+    resamples: of the patients whose records these are.
+    """
+
+    def __init__(self, labels: np.ndarray, maps: np.ndarray, resamples: Resamples):
+        self.labels, self.maps, self.resamples = labels, maps, resamples
+        self.weights = resamples.weights.astype(np.float64)
+        self.scored = labels <= 1
+        sample = maps.reshape(-1)[np.random.default_rng(0).integers(0, maps.size, BINNING_SAMPLE)]
+        edges = np.unique(np.quantile(sample, np.linspace(0, 1, BINS + 1)[1:-1]))
+        self.bins = np.searchsorted(edges, maps.reshape(len(maps), -1), side="right").astype(np.uint16)
+        self.number_of_bins = len(edges) + 1
+
+    def _histograms(self, chosen: np.ndarray) -> np.ndarray:
+        """Counts (records, bins) of the chosen points (records, samples, leads)."""
+        chosen = np.broadcast_to(chosen, self.labels.shape).reshape(len(self.labels), -1)
+        return np.stack([np.bincount(bins[mask], minlength=self.number_of_bins)
+                         for bins, mask in zip(self.bins, chosen)]).astype(np.float64)
+
+    def _resample_auroc(self, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
+        """The resamples' AUROC (draws,) from histograms (records, bins).
+
+        An AUROC counts pairs of points; the pairs of every two records are counted once, and each resample weighs them.
+        """
+        below = np.cumsum(negative, axis=1) - negative / 2
+        pairs = positive @ below.T                                                  # (records, records)
+        with np.errstate(invalid="ignore"):
+            return ((self.weights @ pairs * self.weights).sum(axis=1)
+                    / ((self.weights @ positive.sum(axis=1)) * (self.weights @ negative.sum(axis=1))))
+
+    def pool(self, chosen=True, positive=None, measures=("auroc",)) -> dict:
+        """AUROC, or all of measures, over all chosen points of all records together.
+
+        chosen: mask that broadcasts to the maps; positive: which of them count as anomalous (default: as labelled).
+        """
+        chosen = self.scored & chosen
+        positive = self.labels == 1 if positive is None else positive
+        counts = tuple(self._histograms(chosen & kind) for kind in (positive, ~positive))
+        values = count_by_score(positive[chosen], self.maps[chosen])
+        patients = min(self.resamples.count(count.any(axis=1)) for count in counts)
+        drawn = {"auroc": self._resample_auroc(*counts)}
+        if "average_precision" in measures:
+            drawn["average_precision"] = average_precision(*(self.weights @ count for count in counts))
+        return {name: estimate(MEASURES[name](*values), drawn[name], patients) for name in measures}
+
+    def average_records(self) -> dict:
+        """Mean over records of their own AUROC and average precision, and the "records" with points of both kinds."""
+        own = rank_each(self.labels, self.maps)
+        both = np.isfinite(own).all(axis=1)
+        own, weights = own[both], self.weights[:, both]
+        if not len(own):
+            return {**dict.fromkeys(MEASURES), "records": 0}
+        with np.errstate(invalid="ignore"):
+            drawn = weights @ own / weights.sum(axis=1, keepdims=True)
+        patients = self.resamples.count(both)
+        return {**{name: estimate(own[:, column].mean(), drawn[:, column], patients)
+                   for column, name in enumerate(MEASURES)}, "records": len(own)}
+
+    def match_phases(self, phases: np.ndarray, names: dict) -> dict:
+        """AUROC within one phase of the beat at a time, and their "mean" over the phases that have both kinds.
+
+        phases: (records, samples, leads); names: {phase: its value}. The place in the beat is worth nothing here; which
+        record and which lead is abnormal still is.
+        """
+        matched = {name: self.pool(phases == code)["auroc"] for name, code in names.items()}
+        return {**matched, "mean": average(list(matched.values()))}
+
+
+def rank_each(labels: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """AUROC and average precision of each record's own points, (records, 2); NaN where they are of one kind."""
+    own = np.full((len(labels), len(MEASURES)), np.nan)
+    for row, (label, scores) in enumerate(zip(labels, maps)):
+        scored = label <= 1
+        if 0 < np.count_nonzero(label[scored] == 1) < scored.sum():
+            counts = count_by_score(label[scored], scores[scored])
+            own[row] = [measure(*counts) for measure in MEASURES.values()]
+    return own

@@ -1,0 +1,106 @@
+"""What is scored without a network, to hold beside it: trivial scores, and the rival of scoring/without_network.py."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from ecg.arrays import SIGNAL_FILES, VALIDATION_FOLD, Records, load_r_peaks, load_table, open_records, signal_path
+from ecg.signals import LEAD_NAMES
+from evaluation.detection import combine
+from evaluation.numbers import Scored, Truth, beyond_parts, evaluate, evaluate_baselines
+from evaluation.report import TRIVIAL, UNUSUAL_FILE, pack_csv
+from evaluation.splits import Split
+from evaluation.trivial import make_maps, score_people, score_signals
+from scoring import without_network
+from utils import UserError
+
+NAME = "no network"                     # the rival in columns and in results.json
+COMBINED, NETWORK = "combined", "clean"  # the protocol of both together, and the network's part of it
+DETECTOR = "slope"                      # of the R peaks, for all of this
+LEAST_NORMALS = 20                      # to fit the rival to
+UNUSUAL = ("record", "lead", "wave", "value", "unit", "usual_low", "usual_high", "z")       # columns of UNUSUAL_FILE
+ROWS_AT_ONCE = 64
+
+
+@dataclass
+class Rivals:
+    """scores: {name: {split: (records,)}}; baselines: their numbers and those of trivial maps; fitted: the rival, or
+    None where it could not be fitted."""
+    scores: dict
+    baselines: dict
+    fitted: dict | None
+
+
+def score_rivals(data_path, truth: Truth) -> Rivals:
+    """Score the test records and fold 9 without a network, and localize in the benchmark. Raises UserError."""
+    splits = [split for split in truth.splits.values() if split.name != "benchmark"]
+    fitted, normals = fit_rival(data_path, splits[0].records.leads)
+    columns = {}
+    for split in splits:
+        scores = score_signals(split.records, split.r_peaks[DETECTOR]) | score_people(split.table, normals)
+        if fitted:
+            scores[NAME] = without_network.score(fitted, describe(split.records, split.r_peaks[DETECTOR]))
+        for name, score in scores.items():
+            columns.setdefault(name, {})[split.name] = score
+    columns = {name: score for name, score in columns.items() if len(score) == len(splits)}
+    benchmark = truth.splits.get("benchmark")
+    maps = make_maps(benchmark.records, benchmark.r_peaks[DETECTOR]) if benchmark else {}
+    return Rivals(columns, evaluate_baselines(truth, columns, maps), fitted)
+
+
+def evaluate_all(truth: Truth, scored: dict, rivals: Rivals) -> tuple:
+    """({protocol: its numbers}, {column: scores}) of {protocol: Scored}, of both parts combined, and of the rivals.
+
+    "combined" exists where both parts and fold 9 do: its rival has not seen fold 9, and under `clean` neither has the
+    network.
+    """
+    entries = {name: evaluate(truth, one, rivals.baselines) for name, one in scored.items()}
+    columns = {name: one.scores for name, one in scored.items()}
+    if NETWORK in scored and rivals.fitted and "val" in truth.splits:
+        scores = combine([columns[NETWORK], rivals.scores[NAME]], truth.cohort.fold9_labels)
+        entry = evaluate(truth, Scored(scores, None, DETECTOR, scored[NETWORK].seconds), rivals.baselines)
+        parts = {NETWORK: entries[NETWORK]["detection"], NAME: rivals.baselines["detection"][NAME]}
+        entries[COMBINED] = {**entry, "beyond_parts": beyond_parts(entry["detection"], parts)}
+        columns[COMBINED] = scores
+    return entries, columns | {TRIVIAL + name: score for name, score in rivals.scores.items()}
+
+
+def fit_rival(data_path, leads: int) -> tuple:
+    """(the rival fitted to the normals of folds 1-8, or None with a word why; the table of these normals, or {})."""
+    table = {}
+    try:
+        if not signal_path(data_path, "train").exists():
+            raise UserError(f"{data_path} holds no {SIGNAL_FILES['train']}; make it with preprocess.py")
+        records = open_records(data_path, "train", leads)
+        known = load_table(data_path, "train", records) or {}
+        rows = np.flatnonzero(known.get("fold", np.zeros(len(records))) != VALIDATION_FOLD)
+        table = {name: column[rows] for name, column in known.items()}
+        if leads != len(LEAD_NAMES):
+            raise UserError(f"it needs {len(LEAD_NAMES)} leads, and --dims is {leads}")
+        if len(rows) < LEAST_NORMALS:
+            raise UserError(f"{SIGNAL_FILES['train']} holds {len(rows)} normals of other folds than 9, fewer than "
+                            f"{LEAST_NORMALS}")
+        return without_network.fit(describe(records, load_r_peaks(data_path, "train", records, DETECTOR), rows)), table
+    except UserError as error:
+        print(f"the rival '{NAME}' is skipped: {error}")
+        return None, table
+
+
+def describe(records: Records, r_peaks: list, rows=None) -> np.ndarray:
+    """The rival's features of rows (default: all) of records. Raises UserError where their mV are unknown."""
+    rows = np.arange(len(records)) if rows is None else rows
+    features = []
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = rows[start:start + ROWS_AT_ONCE]
+        features += [without_network.describe(record, r_peaks[row])
+                     for record, row in zip(records.millivolts(some), some)]
+    return np.stack(features)
+
+
+def pack_unusual(fitted: dict, split: Split, rows: np.ndarray, names: list) -> dict:
+    """{file: bytes}: the ten most unusual measurements of these rows. names: of all records of the split."""
+    if not split.records.in_millivolts:
+        return {}
+    rows = np.unique(rows)
+    features = describe(split.records, split.r_peaks[DETECTOR], rows)
+    return {UNUSUAL_FILE: pack_csv(UNUSUAL, [(names[row], *measured) for row, of_record in zip(rows, features)
+                                             for measured in without_network.unusual(fitted, of_record)])}
