@@ -12,16 +12,10 @@ from tools import benchmark
 from utils import UserError
 
 
-def test_published_layers_are_the_same_network(monkeypatch):
-    """The baseline of the training step computes what the network computes, and its names lead back to the weights."""
+def test_published_names_lead_back_to_the_weights(monkeypatch):
+    """What the plain loop reads are the network's own weights."""
     shrink(monkeypatch)
-    model, generator = make_model(), torch.Generator().manual_seed(0)
-    inputs = [torch.rand(2, samples, 12, generator=generator) for samples in (4800, 480, 4800)]
-    with torch.inference_mode():
-        ours, published = model(*inputs), benchmark.PublishedLayers(model).eval()(*inputs)
-    for one, other in zip((*ours[0], *ours[1], ours[2]), (*published[0], *published[1], published[2])):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    again = MCF(hidden=2)
+    model, again = make_model(), MCF(hidden=2)
     again.load_state_dict(translate_published(benchmark.published_names(model)))
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
 
@@ -45,9 +39,9 @@ def test_quick_run_writes_the_report(tmp_path, monkeypatch, accuracy, reached):
                           make_data(tmp_path / "data"))
     assert finished.returncode == 0, finished.stderr
     measured = json.loads((tmp_path / "benchmark.json").read_text())
-    for part in ("training", "detection", "localization"):
+    for part in ("training", "detection"):
         times = measured[part]["seconds"]["off"]
-        assert 0 < times["least"] <= times["median"] <= times["most"] and measured[part]["speedup"]["off"] > 0
+        assert 0 < times["least"] <= times["median"] <= times["most"] and measured[part]["peak_share"]["off"] > 0
     for kind in ("minmax", "compand"):
         assert (measured["accuracy"][kind]["seconds"] is not None) == reached
     assert ("not reached" in finished.stdout) != reached and "GFLOP/s" in finished.stdout

@@ -132,20 +132,6 @@ def test_which_rows_are_trained_on():
         train.choose_rows(CLEAN, {"fold": np.array([9])}, 1)
 
 
-def test_compiled_step_is_the_plain_step(monkeypatch):
-    """--compile traces the step as it is, the smaller last batch too. (Generating its code would take minutes.)"""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    losses = []
-    for compiled in (False, True):
-        model = make_model().train()
-        step = train.TrainingStep(model, torch.optim.AdamW(model.parameters(), 1e-3), torch.device("cpu"), "bf16", compiled)
-        for size in (3, 2):
-            batch = [torch.rand(size, samples, 12) for samples in (4800, 480, 4800, 480, 4800)]
-            torch.manual_seed(size)
-            losses.append(float(step(batch, 1.0)[0]))
-    assert losses[:2] == pytest.approx(losses[2:], abs=1e-3)
-
-
 def test_bfloat16_trains_where_the_processor_can(train_in, tmp_path, monkeypatch):
     """--amp bf16 keeps float32 weights; on a processor without such instructions it is refused."""
     monkeypatch.setattr(utils, "cpu_computes_bfloat16", lambda: False)
