@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ecg import arrays, download, ludb, ptbxl, signals
@@ -98,6 +99,7 @@ def prepare_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
+    threadpool_limits(1)                                # a worker a core: more threads would wait for each other
     parent = os.getppid()
 
     def leave_with_parent():

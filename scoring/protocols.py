@@ -14,7 +14,7 @@ from utils import UserError
 
 PUBLISHED_BEAT_STARTS, PUBLISHED_BEAT_MASK = (20, 70, 120, 170, 220), 100       # samples of the beat, at every ratio
 # Whether the local branch sees a record's median beat alone, by the kind of the network's input; never as published.
-MEDIAN_BEAT = {"minmax": False, "compand": True}
+MEDIAN_BEAT = {"minmax": True, "compand": True}
 
 
 def published_masks(mask_ratio: int) -> tuple:

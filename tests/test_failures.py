@@ -243,29 +243,13 @@ def full_disk(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def fill_rows(folder):
-    """An array of preprocess.py, staged and published."""
-    staging = arrays.Staging(folder)
-    try:
-        rows = arrays.RowWriter(staging.stage(folder / "file"), (100,), np.float32)
-        for _ in range(2000):
-            rows.append(np.zeros(100))
-        rows.finish()
-        staging.publish({})
-    except OSError as error:
-        raise utils.unwritable(folder / "file", error) from error
-    finally:
-        staging.discard()
-
-
 @pytest.mark.parametrize("name, write_file", [
     ("checkpoint", lambda path: save_checkpoint(path, MCF(hidden=2))),
     ("array", lambda path: utils.write_atomically(path, lambda file: np.save(file, np.zeros(10 ** 6)))),
     ("R peaks", lambda path: arrays.save_r_peaks(path, list(np.random.default_rng(0).integers(0, 5000, (999, 99))),
                                                  "")),
     ("JSON", lambda path: utils.save_json(path, {"a": "b" * 10 ** 6})),
-    ("table", lambda path: utils.write_atomically(path, lambda file: file.write(b"1,2\n" * 10 ** 6))),
-    ("rows of preprocess.py", lambda path: fill_rows(path.parent))])
+    ("table", lambda path: utils.write_atomically(path, lambda file: file.write(b"1,2\n" * 10 ** 6)))])
 def test_full_disk(tmp_path, name, write_file):
     """The last good file stays as it was, nothing half-written beside it, and one sentence says which file and why."""
     path = tmp_path / "file"
@@ -286,37 +270,3 @@ def test_full_disk_in_training(place, monkeypatch, capsys):
     assert {path: path.read_bytes() for path in (place / "run").iterdir()} == before
 
 
-@pytest.mark.parametrize("how", ["killed", "Ctrl-C", "a folder in the way"])
-def test_files_of_two_runs(place, monkeypatch, capsys, how):
-    """preprocess.py stopped while it renames its files, in any way: what it leaves is not taken for one data set."""
-    data, replace = place / "data", arrays.os.replace
-    if how == "a folder in the way":
-        (data / "label.npy").mkdir()
-
-    def stop(old, new):
-        if Path(new).name == "label.npy" and how != "a folder in the way":
-            raise KeyboardInterrupt
-        replace(old, new)
-    monkeypatch.setattr(arrays.os, "replace", stop)
-    staging = arrays.Staging(data)
-    with pytest.raises((KeyboardInterrupt, UserError)):
-        try:
-            for name in ("train.npy", "label.npy"):
-                staging.write(data / name, lambda file: np.save(file, np.ones((6, 5000, 12), np.float32)))
-            staging.publish({"arrays": {}})
-        finally:
-            if how != "killed":
-                staging.discard()
-    monkeypatch.setattr(arrays.os, "replace", replace)
-    assert (np.load(data / "train.npy") == 1).all() and not (data / "manifest.json").exists()
-    code, _, error = run_train(monkeypatch, capsys)
-    assert code == 2 and "files of two runs" in error and "run it again" in error
-
-
-def test_a_new_run_of_preprocess_starts_over(tmp_path, capsys):
-    """Half-written arrays of a killed run are never read: the next run says that it starts over."""
-    Path(tmp_path / "train.npy.part").write_bytes(b"half")
-    arrays.Staging(tmp_path)
-    assert "this run starts over" in capsys.readouterr().out
-    arrays.Staging(tmp_path / "new")
-    assert capsys.readouterr().out == ""
