@@ -86,6 +86,8 @@ class MCF(nn.Module):
         super().__init__()
         if hidden % 2:
             raise ValueError(f"hidden must be even (two attention heads), not {hidden}")
+        if uncertainty not in UNCERTAINTIES:
+            raise ValueError(f"uncertainty must be one of {UNCERTAINTIES}, not {uncertainty}")
         self.leads, self.hidden, self.uncertainty = enc_in, hidden, uncertainty
         self.input = {"kind": "minmax"}
         logvars = {"log_variance": 1, "constant": 0, "free": enc_in}[uncertainty]

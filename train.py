@@ -69,8 +69,6 @@ def parse_arguments() -> argparse.Namespace:
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: bfloat16 matrix products in "
                          "training and scoring (default off: float32)")
-    running.add_argument("--compile", action="store_true", help="let torch.compile make the training step: some "
-                         "minutes at the start; needs a C++ compiler, or Triton on a GPU")
     running.add_argument("--resume", action="store_true", help="go on from last.pt beside --save_path")
     return check(parser.parse_args())
 
@@ -87,8 +85,9 @@ def check(flags: argparse.Namespace) -> argparse.Namespace:
     if path.name in (LAST, TABLE):
         raise UserError(f"--save_path {path} is the name of a file that is written beside it; choose another name")
     if flags.save_model:
-        for output in (path, path.with_name(LAST), path.with_name(TABLE)):
-            require_writable(output, is_folder=False)
+        require_writable(path, is_folder=False)
+        for name in (LAST, TABLE):
+            require_writable(path.with_name(name), is_folder=False)
     if flags.input == "compand" and flags.protocol == PAPER.name:
         raise UserError("--input compand is not the paper's, which --protocol paper is; leave one of them out")
     protocol = PROTOCOLS[flags.protocol or (PAPER if flags.input == "minmax" else CLEAN).name]
@@ -125,13 +124,11 @@ def learning_rate(initial: float, epoch: int, epochs: int) -> float:
 class TrainingStep:
     """Forward, loss, backward, update: what is done with a batch, on any number of processes."""
 
-    def __init__(self, model: MCF, optimizer, device: torch.device, amp: str = "off", compiled: bool = False):
+    def __init__(self, model: MCF, optimizer, device: torch.device, amp: str = "off"):
         self.optimizer, self.device, self.amp, self.forward = optimizer, device, amp, model
         if PROCESSES > 1:           # averages gradients; BatchNorm sees the records of its own process
-            self.forward = torch.nn.parallel.DistributedDataParallel(model, [device.index] if device.index is not None
-                                                                     else None)
-        if compiled:
-            self.forward = torch.compile(self.forward, dynamic=False)
+            self.forward = torch.nn.parallel.DistributedDataParallel(model, None if device.index is None else
+                                                                     [device.index])
 
     def __call__(self, batch: tuple, share: float) -> list:
         """batch, share: of TrainingBatches.draw_epoch. Returns the loss and its terms, as TERMS names them."""
@@ -317,9 +314,6 @@ def explained(state: Run, batch_size: int):
     except torch.OutOfMemoryError as error:
         raise UserError(f"the GPU's memory does not hold a training step of --batch_size {batch_size}; lower it, or end "
                         "what else runs on the GPU") from error
-    except torch._dynamo.exc.TorchDynamoException as error:
-        raise UserError(f"--compile does not work here ({str(error).splitlines()[0][:80]}); train without it, or "
-                        "install a C++ compiler (CPU) or Triton (GPU)") from error
 
 
 def main():
@@ -349,7 +343,7 @@ def main():
         state.resume(model, optimizer)
     elif flags.save_model and (state.path.exists() or state.last_path.exists()):
         print(f"{state.path} or {LAST} beside it is of an earlier run, which this one replaces from its first epoch on")
-    step = TrainingStep(model, optimizer, device, flags.amp, flags.compile)
+    step = TrainingStep(model, optimizer, device, flags.amp)
     print(f"training on {len(rows)} normal records, protocol {protocol.name}, input {flags.input}, epoch kept: "
           f"{flags.select}, on {device}" + (f", {PROCESSES} processes" if PROCESSES > 1 else "")
           + (f", after {state.epoch} epochs" if state.epoch else ""))

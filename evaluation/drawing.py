@@ -5,11 +5,9 @@ from ecg.arrays import EXCLUDED
 from evaluation import charts, figures, metrics
 from evaluation.detection import Cohort
 from evaluation.localization import Benchmark, example_names
-from evaluation.numbers import best_rival, name_aurocs, name_rivals
+from evaluation.numbers import GROUPINGS, best_rival, group_titles, name_entries, name_rivals
 
-GROUP_CHARTS = {"by_superclass": "Detection by superclass, against the normals",
-                "by_statement": "Detection by SCP statement, against the normals",
-                "by_diagnosis": "Localization by diagnosis", "by_lead": "Localization by lead"}
+GROUP_CHARTS = ("by_superclass", "by_statement", "by_diagnosis", "by_lead")
 CHARTS = ("detection_curves", "score_histograms", *(f"auroc_{grouping}" for grouping in GROUP_CHARTS),
           "learning_curves")
 
@@ -37,19 +35,13 @@ def draw_detection(cohort: Cohort, scores: dict, entries: dict) -> dict:
 
 def draw_groups(entries: dict, baselines: dict) -> dict:
     """{name: Figure}: AUROCs by group, those of every protocol and of the best score without a network."""
-    rivals, drawn = name_rivals(baselines), {}
-    values = {name: name_aurocs(entry["detection"], entry["localization"]) for name, entry in entries.items()}
-    titles = {f"by_diagnosis: {key}": f"{found['title']} (n={found['records']})" for entry in entries.values()
-              for key, found in (entry["localization"] or {}).get("by_diagnosis", {}).items()}
-    titles |= {f"{grouping}: {key}": f"{key} (n={found['records']})" for entry in entries.values()
-               for grouping in ("by_superclass", "by_statement") for key, found in entry["detection"][grouping].items()}
-    for grouping, title in GROUP_CHARTS.items():
-        numbers = dict.fromkeys(number for of in values.values() for number in of if number.startswith(grouping + ":"))
-        groups = {titles.get(number, number.partition(": ")[2]): {
-            **{name: of[number] for name, of in values.items() if number in of},
-            "best without a network": best_rival(rivals, number)[1]} for number in numbers}
+    rivals, values, drawn = name_rivals(baselines), name_entries(entries), {}
+    for grouping in GROUP_CHARTS:
+        groups = {title: {**{name: of[number] for name, of in values.items() if number in of},
+                          "best without a network": best_rival(rivals, number)[1]}
+                  for number, title in group_titles(entries, baselines, grouping).items()}
         if groups:
-            drawn[f"auroc_{grouping}"] = charts.draw_group_aurocs(groups, title)
+            drawn[f"auroc_{grouping}"] = charts.draw_group_aurocs(groups, GROUPINGS[grouping])
     return drawn
 
 

@@ -12,8 +12,11 @@ from evaluation.localization import Benchmark, evaluate_localization, open_bench
 HEADLINES = {"detection": "detection_auroc", "localization_pooled": "localization_auroc_pooled",
              "localization_per_record": "localization_auroc_per_record",
              "localization_phase_matched": "localization_auroc_phase_matched"}
-GROUPINGS = {"detection": ("by_superclass", "by_statement"),
-             "localization": ("by_diagnosis", "by_lead", "phase_matched")}
+GROUPINGS = {"within_age_bands": "Detection within age bands (years)",
+             "by_superclass": "Detection by superclass, against all normals",
+             "by_statement": "Detection by SCP statement, against all normals",
+             "by_diagnosis": "Localization by diagnosis", "by_lead": "Localization by lead",
+             "phase_matched": "Localization by phase of the beat, points of all records"}
 
 
 @dataclass
@@ -118,16 +121,31 @@ def beyond_parts(combined: dict, parts: dict) -> dict:
 
 def name_aurocs(detection: dict | None, localization: dict | None) -> dict:
     """Every AUROC of one score by name: "detection", "by_superclass: MI", "within_age_bands: macro", ..."""
-    found = headline_estimates(detection, localization)
-    of_ages = (detection or {}).get("within_age_bands")
-    if of_ages:
-        found |= {f"within_age_bands: {name}": value for name, value in {"macro": of_ages["macro"],
-                                                                         **of_ages["bands"]}.items()}
-    for part, groupings in ((detection, GROUPINGS["detection"]), (localization, GROUPINGS["localization"])):
-        for grouping in groupings:
-            for name, value in ((part or {}).get(grouping) or {}).items():
-                found[f"{grouping}: {name}"] = value and value.get("auroc", value)
-    return found
+    named = headline_estimates(detection, localization)
+    for grouping in GROUPINGS:
+        for name, value in (groups_of(detection, grouping) | groups_of(localization, grouping)).items():
+            named[f"{grouping}: {name}"] = value and value.get("auroc", value)
+    return named
+
+
+def groups_of(numbers: dict | None, grouping: str) -> dict:
+    """{group: its Estimate, or {"auroc", "records"}, or None} of a score's detection or localization."""
+    groups = (numbers or {}).get(grouping) or {}
+    return {"macro": groups["macro"], **groups["bands"]} if "bands" in groups else groups
+
+
+def name_entries(entries: dict) -> dict:
+    """{protocol: its AUROCs by name}. entries: as results.json holds them."""
+    return {name: name_aurocs(entry["detection"], entry["localization"]) for name, entry in entries.items()}
+
+
+def group_titles(entries: dict, baselines: dict, grouping: str) -> dict:
+    """{name of name_aurocs: title, with the records where they are known} of the groups of a grouping."""
+    scores = [entry[part] for entry in entries.values() for part in ("detection", "localization")]
+    scores += [score for part in baselines.values() for score in part.values()]
+    groups = next(filter(None, (groups_of(score, grouping) for score in scores)), {})
+    return {f"{grouping}: {name}": f"{found.get('title', name)} ({found['records']} records)"
+            if found and "records" in found else name for name, found in groups.items()}
 
 
 def headline_estimates(detection: dict | None, localization: dict | None) -> dict:

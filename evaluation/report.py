@@ -5,7 +5,7 @@ import io
 import numpy as np
 
 from evaluation.drawing import figure_names
-from evaluation.numbers import HEADLINES, best_rival, name_aurocs, name_rivals
+from evaluation.numbers import GROUPINGS, HEADLINES, best_rival, group_titles, name_entries, name_rivals
 from evaluation.provenance import tell_counts, tell_weights
 
 SCORES_FILE, REPORT_FILE, UNUSUAL_FILE = "detection_scores.csv", "report.md", "unusual_measurements.csv"
@@ -14,11 +14,6 @@ TRIVIAL = "trivial: "                   # what the columns of scores without a n
 COLUMNS = {"detection": "detection", "within_age_bands: macro": "within age bands",
            "localization_pooled": "localization, pooled", "localization_per_record": "loc., per record"}
 POINTS = {"sensitivity_90": "90 % sensitivity", "youden": "largest sensitivity + specificity"}
-GROUPINGS = {"within_age_bands": "Detection within age bands (years)",
-             "by_superclass": "Detection by superclass, against all normals",
-             "by_statement": "Detection by SCP statement, against all normals",
-             "by_diagnosis": "Localization by diagnosis", "by_lead": "Localization by lead",
-             "phase_matched": "Localization by phase of the beat, points of all records"}
 HOW_SURE = ("AUROC in percent. Intervals are of 2,000 resamples of the patients; each holds with 95 % for its number "
             "alone: where many are compared at once, about one in twenty misses. *less*: the paired difference to the "
             "best score without a network on the same records, which stands in the last column.")
@@ -63,11 +58,6 @@ def percent(value: dict | None, sign: str = "") -> str:
     return numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if numbers[1:] else "")
 
 
-def name_entries(entries: dict) -> dict:
-    """{protocol: its AUROCs by name}. entries: as results.json holds them, as everywhere here."""
-    return {name: name_aurocs(entry["detection"], entry["localization"]) for name, entry in entries.items()}
-
-
 def print_report(entries: dict, baselines: dict, about: dict):
     """Print the table and what stands behind it. baselines, about: as results.json holds them."""
     best = [best_rival(name_rivals(baselines), number) for number in COLUMNS]
@@ -106,8 +96,7 @@ def write_markdown(entries: dict, baselines: dict, about: dict, drawn: list) -> 
         parts += ["## Operating points, chosen on fold 9",
                   table(["score", "point", "sensitivity", "specificity", "precision", "F1"], points)]
     for grouping, title in GROUPINGS.items():
-        groups = name_groups(entries, baselines, grouping)
-        if groups:
+        if groups := group_titles(entries, baselines, grouping):
             parts += [f"## {title}", table(["", *header], number_rows(entries, baselines, groups))]
     if drawn:
         parts += ["## Figures", *(f"[![{name}]({name}.png)]({name}.pdf)" for name in drawn)]
@@ -128,18 +117,6 @@ def number_rows(entries: dict, baselines: dict, titles: dict) -> list:
             percent(entries[name]["beyond_trivial"].get(number, {}).get("difference"), "+"))]
         rows.append([title, *cells, f"{percent(value)} {rival}"])
     return rows
-
-
-def name_groups(entries: dict, baselines: dict, grouping: str) -> dict:
-    """{number: title with the records} of the groups of a grouping."""
-    scores = [score for entry in entries.values() for score in (entry["detection"], entry["localization"])]
-    scores += [score for part in baselines.values() for score in part.values()]
-    groups = next((score[grouping] for score in scores if score and score.get(grouping)), {})
-    if grouping == "within_age_bands":
-        groups = groups.get("bands", {})
-    return {f"{grouping}: {name}": found.get("title", name) + f" ({found['records']} records)"
-            if found and "records" in found else f"{grouping}: {name}".partition(": ")[2]
-            for name, found in groups.items()}
 
 
 def point_rows(entries: dict, baselines: dict) -> list:

@@ -27,6 +27,27 @@ def normalize(signal):
     return out
 
 
+def compand(signal, exponent, linear_below, scale):
+    """Every value: its sign times min(1, |mV| / scale of the lead) to the exponent; a straight line near 0."""
+    out = np.zeros_like(signal)
+    for lead in range(signal.shape[1]):
+        for t, value in enumerate(signal[:, lead]):
+            size = min(1, max(abs(value), linear_below) / scale[lead]) ** exponent
+            out[t, lead] = size * (value / linear_below if abs(value) < linear_below else math.copysign(1, value))
+    return out
+
+
+def median_beat(record, beats):
+    """The beat whose every sample is the median of all beats' samples."""
+    out = np.zeros((480, record.shape[1]))
+    for t in range(480):
+        for lead in range(record.shape[1]):
+            values = sorted(float(record[r - 140 + t, lead]) for r in beats)
+            half = len(values) // 2
+            out[t, lead] = values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
+    return out
+
+
 def trend_of(ecg):
     """(4800, 12) -> its smooth difference, min-max over all leads jointly."""
     trend = np.zeros_like(ecg)
@@ -85,29 +106,34 @@ def forward(state, masked_global, masked_local, trend):
     return (of_global[:, :12], of_global[:, 12:]), (of_local[:, :12], of_local[:, 12:]), of_trend
 
 
-def pass_masks(protocol, number):
-    """The masked samples of pass 0, 1 or 2 at mask ratio 30: (global indices, local indices)."""
+def pass_masks(protocol, number, ratio=30):
+    """The masked samples of a pass: (global indices, local indices)."""
     if protocol == "paper":
-        begin = (20, 70, 120)[number]
-        return ([48 * number + 160 * k + i for k in range(30) for i in range(48)], list(range(begin, begin + 100)))
-    patches = [patch for patch in range(100) if patch % 3 == number]
-    return [48 * patch + i for patch in patches for i in range(48)], list(range(160 * number, 160 * number + 160))
+        begin = (20, 70, 120, 170, 220)[number % 5]
+        return ([48 * number + 4800 // ratio * k + i for k in range(ratio) for i in range(48)],
+                list(range(begin, begin + 100)))
+    passes = max(2, round(100 / ratio))
+    return ([48 * patch + i for patch in range(100) if patch % passes == number for i in range(48)],
+            [i for i in range(480) if i * passes // 480 == number])
 
 
-def score_record(state, record, r_peaks, protocol, with_map=True):
+def score_record(state, record, r_peaks, protocol, with_map=True, compand_by=None, median=False):
     """A record as the protocol feeds it (5000, 12) -> (detection score, smoothed localization map (4800, 12) or None).
 
-    The network runs where its weights are.
+    compand_by: (exponent, linear_below, scale), in place of min-max; median: one beat in place of all. The network runs
+    where its weights are.
     """
     device = state["layer_norm.a_2"].device
-    record = normalize(record) if protocol == "clean" else record
-    beats = [r for r in r_peaks if 200 < r < 4400] or list(range(340, 4400, 480))
-    ecg = record[100:4900]
+    change = normalize if compand_by is None else lambda signal: compand(signal, *compand_by)
+    places = [r for r in r_peaks if 200 < r < 4400] or list(range(340, 4400, 480))
+    beats = [(change(record[r - 140:r + 340]), [r]) for r in places]
+    if median:
+        beats = [(change(median_beat(record, places)), places)]
+    ecg = (change(record) if protocol == "clean" else record)[100:4900]
     trend = torch.tensor(trend_of(ecg), dtype=torch.float32, device=device)
     scores, whole = [], np.zeros((4800, 12))
     local, count = np.zeros((5000, 12)), np.zeros((5000, 1))
-    for r in beats:
-        beat = normalize(record[r - 140:r + 340])
+    for beat, places_of_beat in beats:
         for number in range(3):
             global_masked, local_masked = pass_masks(protocol, number)
             masked_ecg, masked_beat = ecg.copy(), beat.copy()
@@ -124,8 +150,9 @@ def score_record(state, record, r_peaks, protocol, with_map=True):
             if not with_map:
                 continue
             whole += (e_g + e_t) / (3 * len(beats))
-            local[r - 140:r + 340] += e_l / 3
-            count[r - 140:r + 340] += 1 / 3
+            for r in places_of_beat:
+                local[r - 140:r + 340] += e_l / 3
+                count[r - 140:r + 340] += 1 / 3
     if not with_map:
         return np.mean(scores), None
     if protocol == "clean":

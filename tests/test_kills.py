@@ -1,57 +1,17 @@
-"""SIGKILL at random moments: a run that was killed and resumed again and again ends as one that was left alone.
-
-KILLS=20 pytest tests/test_kills.py -s     the long form, some minutes; without KILLS there are two kills
-"""
-import contextlib
+"""SIGKILL, which no program can catch: a run that was killed and resumed ends as one that was left alone."""
 import os
-import signal
 import subprocess
 import sys
-import time
 
-import numpy as np
+import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_script
+from small import make_data, shrink
 
-KILLS = int(os.environ.get("KILLS", "2"))
-EPOCHS = 2 * KILLS + 1              # more than the kills let pass
-START = "training on"               # what train.py prints before its first epoch
+import utils
 
-
-def start(data, save_path, *extra):
-    """train.py as a process; its output is to be read line by line."""
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "--data_path", str(data), "--save_path", str(save_path), "--epochs",
-         str(EPOCHS), "--hidden", "16", "--batch_size", "16", "--lr", "1e-3", "--val_beats", "1", "--device", "cpu",
-         *extra], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"})
-
-
-def wait_for_start(process):
-    """Read until the training begins."""
-    lines = iter(process.stdout.readline, "")
-    read = next((line for line in lines if line.startswith(START)), None)
-    assert read, "train.py ended before it began"
-    return read
-
-
-def writes(folder, since):
-    """Whether a file that was begun after a time is half-written; an earlier kill leaves such files as well."""
-    with contextlib.suppress(FileNotFoundError):
-        return any(path.stat().st_mtime >= since for path in folder.glob("*.tmp"))
-    return False
-
-
-def kill(process, folder, delay, in_a_write):
-    """SIGKILL after so many seconds, or then at the next write; returns whether it left a half-written file."""
-    since = time.time()
-    time.sleep(delay)
-    deadline = time.monotonic() + 60
-    while in_a_write and process.poll() is None and not writes(folder, since) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.kill()
-    process.communicate()
-    return writes(folder, since)
+FLAGS = ("--epochs", "3", "--batch_size", "4", "--hidden", "2", "--lr", "1e-2", "--val_beats", "1", "--device", "cpu",
+         "--protocol", "clean", "--reference", "0")
 
 
 def flatten(content, name=""):
@@ -73,25 +33,39 @@ def differences(one, other):
         torch.equal(one[name], other[name]) if torch.is_tensor(one[name]) else one[name] == other[name]))]
 
 
-def test_kills_leave_no_trace(simulated, tmp_path):
-    """Killed at random moments, every other time in the middle of a write: weights, optimizer and history are equal."""
-    rng = np.random.default_rng(int(os.environ.get("KILLS_SEED", "0")))
-    alone, killed = tmp_path / "alone", tmp_path / "killed"
-    process = start(simulated, alone / "model.pt")
-    wait_for_start(process)
-    started = time.monotonic()
-    assert process.communicate() and process.returncode == 0
-    an_epoch = (time.monotonic() - started) / EPOCHS
-    halves = 0
-    for number in range(KILLS):
-        process = start(simulated, killed / "model.pt", *["--resume"] * (killed / "last.pt").exists())
-        wait_for_start(process)
-        halves += kill(process, killed, rng.uniform(0, 1.2 * an_epoch), in_a_write=number % 2)
-        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed often enough"
-    process = start(simulated, killed / "model.pt", *["--resume"] * (killed / "last.pt").exists())
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    found = [name for file in ("last.pt", "model.pt") for name in differences(alone / file, killed / file)]
-    print(f"\n{KILLS} kills, {len(found)} differences; {halves} left a half-written file")
-    assert found == []
+def test_kill_leaves_no_trace(tmp_path, monkeypatch):
+    """Killed in its second epoch and resumed: weights, optimizer and history are equal bit for bit."""
+    data, alone, killed = make_data(tmp_path / "data"), tmp_path / "alone", tmp_path / "killed"
+    shrink(monkeypatch)
+    flags = ("--data_path", str(data), *FLAGS, "--save_path")
+    process = subprocess.run([sys.executable, ROOT / "tests" / "kill_in_epoch.py", *flags, str(killed / "model.pt")],
+                             env=os.environ | {"KILL_IN": "2"}, capture_output=True, text=True)
+    assert process.returncode == -9, process.stderr
+    assert torch.load(killed / "last.pt", weights_only=True)["epoch"] == 1
+    for folder, extra in ((alone, ()), (killed, ("--resume",))):
+        finished = run_script("train.py", *flags, folder / "model.pt", *extra)
+        assert finished.returncode == 0, finished.stderr
+    assert [name for file in ("last.pt", "model.pt") for name in differences(alone / file, killed / file)] == []
     assert sorted(path.name for path in killed.iterdir()) == ["history.csv", "last.pt", "model.pt"]
+
+
+def test_kill_in_a_write_leaves_the_old_file(tmp_path):
+    """A file that was being written is the old one or the new one, never a part."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    code = ("import os, sys; sys.path.insert(0, sys.argv[1]); import utils\n"
+            "utils.write_atomically(sys.argv[2], lambda file: (file.write(b'new'), file.flush(), os.kill(os.getpid(), 9)))")
+    process = subprocess.run([sys.executable, "-c", code, str(ROOT), str(path)])
+    assert process.returncode == -9 and path.read_bytes() == b"old"
+    utils.write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
+def test_signals_end_a_script_in_a_word(signal):
+    """Exit code 130 and no traceback, also where the caller ignores the signal's kin."""
+    code = ("import os, signal, sys, time; sys.path.insert(0, sys.argv[1]); import utils\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "utils.run(lambda: (os.kill(os.getpid(), signal.Signals[sys.argv[2]]), time.sleep(60)))")
+    process = subprocess.run([sys.executable, "-c", code, str(ROOT), signal], capture_output=True, text=True)
+    assert process.returncode == 130 and process.stderr == "interrupted\n"

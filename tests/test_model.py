@@ -1,10 +1,19 @@
-"""The network: its size, its loss, its checkpoints, and what it refuses to load."""
+"""The network: its size, its start, its loss, its checkpoints, and what it refuses to load."""
 import numpy as np
 import pytest
 import torch
+from small import make_model, shrink
 
-from model import MCF, compute_trend, forward_loss, load_checkpoint, save_checkpoint, translate_published
+from model import MCF, UNCERTAINTIES, compute_trend, forward_loss, load_checkpoint, save_checkpoint, translate_published
+from scoring.fused import FusedMCF
 from utils import UserError
+
+COMPAND = {"kind": "compand", "exponent": 0.1, "linear_below": 0.005, "scale": [1.0] * 12}
+
+
+@pytest.fixture
+def few_channels(monkeypatch):
+    shrink(monkeypatch)
 
 
 def test_published_size():
@@ -12,15 +21,45 @@ def test_published_size():
     assert sum(parameter.numel() for parameter in MCF().parameters()) == 7_085_779
 
 
-def test_other_leads_and_widths():
-    """Neither 12 leads nor 50 channels are hard-wired."""
-    network = MCF(enc_in=2, hidden=8).eval()
-    ecg, beat = torch.rand(3, 4800, 2), torch.rand(3, 480, 2)
+def test_attention_starts_as_four_linear_layers():
+    """Weights and biases uniform up to 1 / sqrt(50), as the published nn.Linear; no bias is 0."""
+    torch.manual_seed(0)
+    attention = MCF().attention.requires_grad_(False)
+    for part in (*attention.in_proj_weight.chunk(3), attention.out_proj.weight):
+        assert float(part.std()) == pytest.approx(0.082, abs=0.003) and part.abs().max() <= 50 ** -0.5
+    for part in (*attention.in_proj_bias.chunk(3), attention.out_proj.bias):
+        assert float(part.std()) == pytest.approx(0.082, abs=0.02)
+
+
+@pytest.mark.usefixtures("few_channels")
+@pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
+def test_other_leads_widths_and_uncertainties(uncertainty):
+    """Neither 12 leads nor 50 channels are hard-wired; the log-variance is shared, constant, or one a lead, unbounded."""
+    network = MCF(enc_in=3, hidden=8, uncertainty=uncertainty).eval()
+    ecg, beat = torch.rand(2, 4800, 3), torch.rand(2, 480, 3)
     (restored, logvar), (restored_beat, _), restored_trend = network(ecg, beat, compute_trend(ecg))
-    assert restored.shape == restored_trend.shape == ecg.shape
-    assert logvar.shape == (3, 4800, 1) and restored_beat.shape == beat.shape
-    with pytest.raises(ValueError, match="even"):
-        MCF(hidden=7)
+    assert restored.shape == restored_trend.shape == ecg.shape and restored_beat.shape == beat.shape
+    assert logvar.shape == (2, 4800, 3 if uncertainty == "free" else 1)
+    with torch.no_grad():
+        network.global_decoder[-1].weight *= 1e4
+    (restored, logvar), _, _ = network(ecg, beat, compute_trend(ecg))
+    assert restored.abs().max() <= 1 and logvar.abs().max() == (10 if uncertainty == "free" else 1)
+    assert uncertainty != "constant" or (logvar == -1).all()
+
+
+@pytest.mark.usefixtures("few_channels")
+def test_log_variance_keeps_its_digits_in_bfloat16():
+    """The layer before its Tanh is float32 in training and in scoring: bfloat16 would round most of it to -1."""
+    network = make_model()
+    ecg, beat = torch.rand(1, 4800, 12), torch.rand(1, 480, 12)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        trained = network(ecg, beat, ecg)
+    fused = FusedMCF(network, torch.bfloat16)
+    with torch.inference_mode():
+        scored = fused.restore(fused.encode_global(ecg), fused.encode_local(beat), fused.begin_trend(
+            fused.encode_trend(ecg)))
+    for (_, logvar), _, _ in (trained, scored):
+        assert logvar.dtype == torch.float32 and (logvar != logvar.bfloat16().float()).float().mean() > 0.9
 
 
 def test_loss_is_the_formula():
@@ -44,50 +83,64 @@ def test_trend_of_a_flat_record_is_zero():
     assert (trend[0] == 0).all() and trend[1].min() == -1 and trend[1].max() == 1
 
 
-def test_own_checkpoint_round_trip(tmp_path):
-    """Weights and facts come back as they were, from plain types alone, and no temporary file stays."""
-    path = tmp_path / "deep" / "model.pt"
-    network = MCF(enc_in=3, hidden=6)
+@pytest.mark.usefixtures("few_channels")
+@pytest.mark.parametrize("input_, uncertainty", [({"kind": "minmax"}, "log_variance"), (COMPAND, "free")])
+def test_own_checkpoint_round_trip(tmp_path, input_, uncertainty):
+    """Weights, input and facts come back as they were, from plain types alone, and no temporary file stays."""
+    path, network = tmp_path / "deep" / "model.pt", make_model(uncertainty=uncertainty)
+    network.input = input_
     save_checkpoint(path, network, epoch=4, config={"lr": 1e-4, "select": "val"}, metrics={"val_auroc": None})
     restored, facts = load_checkpoint(path)
     assert facts == {"epoch": 4, "config": {"lr": 1e-4, "select": "val"}, "metrics": {"val_auroc": None}}
+    assert restored.input == input_ and restored.uncertainty == uncertainty
     assert all(torch.equal(value, restored.state_dict()[name]) for name, value in network.state_dict().items())
     assert [file.name for file in path.parent.iterdir()] == ["model.pt"]
 
 
 def test_published_checkpoint_loads(tmp_path, published_state):
-    """A checkpoint in the published names loads through the same door."""
-    torch.save({"model_state_dict": published_state}, tmp_path / "mymodel.pt")
-    restored, facts = load_checkpoint(tmp_path / "mymodel.pt")
+    """A checkpoint in the published names loads through the same door, with numpy scalars beside the weights."""
     expected = translate_published(published_state)
-    numpy_scalars = {"auc": np.float64(0.86), "epoch": np.int64(3)}
-    torch.save({"model_state_dict": published_state, **numpy_scalars}, tmp_path / "auc.pt")
-    assert load_checkpoint(tmp_path / "auc.pt")[1] == {"auc": 0.86, "epoch": 3}
-    assert facts == {} and all(torch.equal(restored.state_dict()[name], value) for name, value in expected.items())
+    torch.save({"model_state_dict": published_state, "auc": np.float64(0.86), "epoch": np.int64(3)}, tmp_path / "auc.pt")
+    restored, facts = load_checkpoint(tmp_path / "auc.pt")
+    assert facts == {"auc": 0.86, "epoch": 3} and restored.input == {"kind": "minmax"}
+    assert all(torch.equal(restored.state_dict()[name], value) for name, value in expected.items())
 
 
-class Payload:
-    """What a malicious checkpoint would carry."""
+@pytest.mark.usefixtures("few_channels")
+@pytest.mark.parametrize("wrap", [
+    lambda state: state, lambda state: {"state_dict": state, "epoch": 2},
+    lambda state: {"model_state_dict": {f"module.{name}": value for name, value in state.items()}},
+    lambda state: {f"module.{name}": value.half() for name, value in state.items() if value.ndim}], ids=[
+        "bare", "state_dict", "module", "bare half module, no counters"])
+def test_other_ways_to_save_weights_load(tmp_path, wrap):
+    """The weights alone, under another key, from DataParallel, in half precision."""
+    state = make_model().state_dict()
+    content = wrap(state)
+    if len(content) > 3 and "norm.bias" not in content:         # the counters of BatchNorm must be there
+        content |= {f"module.{name}": value for name, value in state.items() if not value.ndim}
+    torch.save(content, tmp_path / "model.pt")
+    restored, _ = load_checkpoint(tmp_path / "model.pt")
+    for name, value in restored.state_dict().items():
+        torch.testing.assert_close(value, state[name], rtol=1e-3, atol=1e-4)
 
-    def __reduce__(self):
-        return (open, ("executed", "w"))
+
+@pytest.mark.usefixtures("few_channels")
+@pytest.mark.parametrize("change, words", [
+    ({"lead_scale": [1.0] * 12}, "--input compand"), ({"input": {"kind": "scale"}}, "ValueError"),
+    ({"input": COMPAND | {"scale": [1.0]}}, "ValueError"), ({"input": COMPAND | {"exponent": -1}}, "ValueError"),
+    ({"input": {"kind": "compand"}}, "exponent is missing"), ({"uncertainty": "huge"}, "ValueError")])
+def test_unsound_input_is_refused(tmp_path, change, words):
+    """What a checkpoint says of its input is checked, and what is no more says so."""
+    torch.save({"model_state_dict": make_model().state_dict(), **change}, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=words):
+        load_checkpoint(tmp_path / "model.pt")
 
 
-def test_bad_checkpoints_are_refused(tmp_path, published_state, monkeypatch):
-    """Missing, junk, truncated, foreign, incomplete and malicious files end in a sentence that names the file."""
-    monkeypatch.chdir(tmp_path)
-    torch.save({"model_state_dict": published_state}, "whole.pt")
-    contents = (tmp_path / "whole.pt").read_bytes()
-    (tmp_path / "truncated.pt").write_bytes(contents[:len(contents) // 2])
-    (tmp_path / "junk.pt").write_bytes(b"not a checkpoint at all")
-    (tmp_path / "empty.pt").write_bytes(b"")
-    torch.save({"model_state_dict": {"layer.weight": torch.zeros(2)}}, "foreign.pt")
-    torch.save([1, 2, 3], "list.pt")
-    incomplete = {name: value for name, value in published_state.items() if not name.startswith("attn")}
-    torch.save({"model_state_dict": incomplete}, "incomplete.pt")
-    torch.save({"model_state_dict": Payload()}, "malicious.pt")
-    for name in ("absent.pt", "truncated.pt", "junk.pt", "empty.pt", "foreign.pt", "list.pt", "incomplete.pt",
-                 "malicious.pt"):
-        with pytest.raises(UserError, match=name):
-            load_checkpoint(name)
-    assert not (tmp_path / "executed").exists()
+@pytest.mark.usefixtures("few_channels")
+def test_missing_weight_is_named(tmp_path):
+    """A checkpoint without one weight says which one."""
+    state = make_model().state_dict()
+    del state["norm.bias"]
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model.pt .*norm.bias is missing"):
+        load_checkpoint(tmp_path / "model.pt")

@@ -1,91 +1,66 @@
 """Several processes do what one does; and batches and step read nothing from their device."""
 import csv
-import json
+import os
+import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT
+from small import make_data, make_model, shrink
 
 import dataloader
-from ecg.arrays import load_r_peaks, open_signals
-from dataloader import TrainingBatches
-from model import MCF, load_checkpoint, save_checkpoint
+from dataloader import Normalisation, TrainingBatches
+from ecg.arrays import load_r_peaks, open_records
+from model import load_checkpoint
 from train import TrainingStep
-
-TORCHRUN = ("--standalone", "--nproc_per_node", 2)
-
-
-def run_twice(script, *arguments):
-    """Run a script in two processes under torchrun, on the CPU with gloo."""
-    import os
-    import subprocess
-    return subprocess.run([sys.executable, "-m", "torch.distributed.run", *map(str, TORCHRUN), str(ROOT / script),
-                           *map(str, arguments)], capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 @pytest.fixture(scope="module")
-def checkpoint(model, tmp_path_factory):
-    """A checkpoint of a network with random weights."""
-    path = tmp_path_factory.mktemp("weights") / "model.pt"
-    save_checkpoint(path, model)
-    return path
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("arrays") / "data")
 
 
-def test_sharded_scores_and_gradients_are_the_same(simulated, checkpoint, tmp_path):
-    """Two processes give every record and map the score, and every weight the gradient, that one process gives.
+def test_two_processes_do_what_one_does(data, tmp_path, monkeypatch):
+    """Every record and map gets the score, every weight the gradient, and train.py one history, close to one process's.
 
-    Blocks of two records, so that both have several; batches of 15, so that their shares differ.
+    Blocks of two records, so that both have several; batches of 7, so that their shares differ. The histories differ by
+    what each process draws for dropout, and by BatchNorm, which sees half of the batch.
     """
-    flags = ("tests/score_and_step.py", simulated, checkpoint)
-    for finished in (run_script(*flags, tmp_path / "one.npz"), run_twice(*flags, tmp_path / "two.npz")):
-        assert finished.returncode == 0, finished.stderr
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    for name, launcher in (("one", ()), ("two", torchrun)):
+        process = subprocess.run([sys.executable, *launcher, str(ROOT / "tests" / "score_and_step.py"), str(data),
+                                  str(tmp_path / f"{name}.npz")], capture_output=True, text=True, timeout=600,
+                                 env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert process.returncode == 0, process.stderr
+    assert process.stdout.count("2 processes") == 1
     one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
-    assert len(one["scores"]) > 6 and np.unique(one["scores"]).size == len(one["scores"])
+    assert np.unique(one["scores"]).size == len(one["scores"]) == 7
     np.testing.assert_array_equal(two["scores"], one["scores"])
     np.testing.assert_array_equal(two["maps"], one["maps"])
     np.testing.assert_allclose(two["gradient"], one["gradient"], rtol=1e-3, atol=1e-5 * np.abs(one["gradient"]).max())
-
-
-def test_scripts_in_two_processes(simulated, tmp_path):
-    """train.py keeps one history, close to that of one process; test.py scores its checkpoint and reports once.
-
-    They differ by what each process draws for dropout, and by BatchNorm, which sees half of the batch.
-    """
-    flags = ("--data_path", simulated, "--epochs", 2, "--batch_size", 15, "--lr", "1e-3", "--val_beats", 0, "--device",
-             "cpu", "--save_path")
-    for finished in (run_script("train.py", *flags, tmp_path / "one" / "model.pt"),
-                     run_twice("train.py", *flags, tmp_path / "two" / "model.pt")):
-        assert finished.returncode == 0, finished.stderr
     one, two = (list(csv.DictReader((tmp_path / name / "history.csv").open())) for name in ("one", "two"))
-    assert [row["epoch"] for row in two] == ["1", "2"] and finished.stdout.count("2 processes") == 1
+    assert [row["epoch"] for row in two] == ["1", "2"]
     for row, other in zip(one, two):
-        assert abs(float(row["loss"]) - float(other["loss"])) < 0.1
-    _, facts = load_checkpoint(tmp_path / "two" / "last.pt")
-    assert facts["config"]["processes"] == 2
-    finished = run_twice("test.py", "--data_path", simulated, "--load_path", tmp_path / "two" / "model.pt",
-                         "--protocol", "clean", "--device", "cpu", "--output_dir", tmp_path)
-    assert finished.returncode == 0 and finished.stdout.count("written to") == 1, finished.stderr
-    assert json.loads((tmp_path / "results.json").read_text())["processes"] == 2
+        assert abs(float(row["loss"]) - float(other["loss"])) < 0.2
+    shrink(monkeypatch)
+    _, facts = load_checkpoint(tmp_path / "two" / "model.pt")
+    assert facts["config"]["processes"] == 2 and len(facts["fold9_normals"]["clean"]) == 4
 
 
-def test_no_step_waits_for_the_device(simulated, monkeypatch):
+def test_no_step_waits_for_the_device(data, monkeypatch):
     """Batches, forward, backward and update read no value from the device: tensors that hold none take the same way."""
-    signals = open_signals(simulated, "train", 12)
-    arguments = SimpleNamespace(data_path=simulated, batch_size=16, mask_ratio=30, seed=0, workers=0, amp="off")
+    shrink(monkeypatch)
     monkeypatch.setattr(dataloader, "fits", lambda *_: True)
-    device = torch.device("meta")
-    batches = TrainingBatches(signals, np.arange(len(signals)), load_r_peaks(simulated, "train", signals), arguments,
-                              device)
-    model = MCF().to(device).train()
-    step = TrainingStep(model, torch.optim.AdamW(model.parameters()), device, "off")
-    seen = 0
-    for batch, share, records in batches.draw_epoch(1):
+    records, device = open_records(data, "train", 12), torch.device("meta")
+    batches = TrainingBatches(records, np.arange(len(records)), load_r_peaks(data, "train", records, "slope"),
+                              Normalisation(), device, batch_size=3)
+    model = make_model().to(device).train()
+    step, seen = TrainingStep(model, torch.optim.AdamW(model.parameters()), device), 0
+    for batch, share, records_of_batch in batches.draw_epoch(1):
         assert all(part.is_meta for part in (*batch, *step(batch, share)))
-        seen += records
-    assert seen == len(signals)
+        seen += records_of_batch
+    assert seen == len(records)
     with pytest.raises(RuntimeError):
         float(batch[0].mean())                                      # what the test would have caught

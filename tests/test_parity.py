@@ -3,16 +3,18 @@ import json
 import zlib
 
 import numpy as np
-import pandas as pd
 import plain
 import pytest
 import torch
-from conftest import published_shapes, run_script, seeded_weights
+from conftest import published_shapes
 
-from tools import synthetic
+from ecg.arrays import Records
+from ecg.r_peaks import find_r_peaks_by_heartpy
+from ecg.signals import filter_leads, normalize_leads
 from model import compute_trend
-from scoring.passes import score_split
-from ecg.signals import filter_leads, find_r_peaks, normalize_leads
+from scoring.passes import Scorer
+from scoring.protocols import PAPER, PROTOCOLS
+from tools import synthetic
 
 TOLERANCE = 1e-4        # relative, float32
 
@@ -87,61 +89,33 @@ def test_filter_and_normalization_of_plain_reference():
 def test_r_peaks_as_measured(reference, reference_records):
     """R peaks are HeartPy's, sample for sample."""
     for ecg_id, expected in json.loads((reference / "r_peaks.json").read_text()).items():
-        assert find_r_peaks(filter_leads(reference_records[int(ecg_id)])[:, 1]).tolist() == expected, ecg_id
+        assert find_r_peaks_by_heartpy(filter_leads(reference_records[int(ecg_id)])[:, 1]).tolist() == expected, ecg_id
 
 
-@pytest.mark.parametrize("protocol", ["paper", "clean"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_scores_and_maps_of_plain_loop(model, published_state, simulated_records, protocol):
     """The batched scores and maps equal one beat and one mask at a time, also where a record has no beat."""
-    r_peaks = [find_r_peaks(record[:, 1]) for record in simulated_records[:2]] + [np.zeros(0, int)]
-    records = np.stack(simulated_records).astype(np.float32)
-    found = score_split(model, records, r_peaks, protocol, 30, torch.device("cpu"), "test", with_maps=True)
+    r_peaks = [find_r_peaks_by_heartpy(record[:, 1])[:3] for record in simulated_records[1:2]] + [np.zeros(0, int)]
+    records = Records(np.stack(simulated_records[1:]).astype(np.float32), "test.npy")
+    scorer = Scorer(model, PROTOCOLS[protocol])
+    scored, localized = scorer.score(records, r_peaks), scorer.score(records, r_peaks, with_maps=True)
     with torch.inference_mode():
-        for row, record in enumerate(records):
-            score, heat = plain.score_record(published_state, record, r_peaks[row], protocol)
-            assert abs(found.scores[row] / score - 1) <= TOLERANCE
-            assert close(found.maps[row], heat)
-    assert (found.without_r_peak, found.without_valid_beat) == (1, 1)
+        for row, record in enumerate(records.signals):
+            score, _ = plain.score_record(published_state, record, r_peaks[row], protocol, with_map=False)
+            _, heat = plain.score_record(published_state, plain.normalize(record), r_peaks[row], protocol)
+            assert abs(scored.scores[row] / score - 1) <= TOLERANCE
+            assert close(localized.maps[row], heat)
+    assert (scored.without_r_peak, scored.without_valid_beat) == (1, 1)
 
 
-def report_of(folder, filtered, benchmark):
-    """The authors' command line on their layout: float64 arrays, no sidecars, a checkpoint in published names.
-
-    filtered: the test records in mV, benchmark: normalised; returns the scores' table and the maps (records, 4800, 12).
-    """
-    data, checkpoint = folder / "data", folder / "ckpt" / "mymodel.pt"
-    data.mkdir(), checkpoint.parent.mkdir()
-    torch.save({"model_state_dict": seeded_weights(published_shapes())}, checkpoint)
-    np.save(data / "test.npy", np.stack(filtered))
-    np.save(data / "label.npy", np.arange(len(filtered)) % 2)
-    np.save(data / "benchmark_data.npy", np.stack(benchmark))
-    np.save(data / "benchmark_label.npy", (np.stack(benchmark) > 0.5).astype(np.float64))
-    finished = run_script("test.py", "--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt",
-                          "--save_maps", "1", "--protocol", "paper", cwd=folder)
-    assert finished.returncode == 0, finished.stderr
-    scores = pd.read_csv(folder / "results" / "detection_scores.csv")
-    assert scores["ecg_id"].isna().all()
-    return scores["paper"], np.load(folder / "results" / "localization_maps_paper.npy")
-
-
-def test_authors_command_line_gives_their_numbers(reference, reference_records, tmp_path):
-    """On the authors' layout and a published checkpoint, test.py gives the scores and maps that were measured."""
-    filtered = {ecg_id: filter_leads(record) for ecg_id, record in reference_records.items()}
-    expected_maps = np.load(reference / "localization_maps.npz")
-    benchmark = [normalize_leads(filtered[ecg_id]) for ecg_id in expected_maps["ecg_id"]]
-    scores, maps = report_of(tmp_path, list(filtered.values()), benchmark)
-    expected = json.loads((reference / "detection_scores.json").read_text())
-    np.testing.assert_allclose(scores, [expected[str(ecg_id)] for ecg_id in filtered], rtol=TOLERANCE)
-    assert close(maps[:, ::20], expected_maps["score"])
-
-
-def test_authors_command_line_gives_the_plain_numbers(simulated_records, published_state, tmp_path):
-    """The same against the plain reference, on simulated records, one of them without any beat."""
-    benchmark = [normalize_leads(simulated_records[1])]
-    scores, maps = report_of(tmp_path, simulated_records, benchmark)
-    with torch.inference_mode():
-        expected = [plain.score_record(published_state, record, find_r_peaks(record[:, 1]), "paper")[0]
-                    for record in simulated_records]
-        expected_map = plain.score_record(published_state, benchmark[0], find_r_peaks(benchmark[0][:, 1]), "paper")[1]
-    np.testing.assert_allclose(scores, expected, rtol=TOLERANCE)
-    assert close(maps[0], expected_map)
+def test_scores_and_maps_as_measured(reference, reference_records, model):
+    """Of filtered records in mV the published detection scores, and from the same records in mV the published maps."""
+    expected, maps = json.loads((reference / "detection_scores.json").read_text()), np.load(
+        reference / "localization_maps.npz")
+    filtered = np.stack([filter_leads(record) for record in reference_records.values()]).astype(np.float32)
+    r_peaks = [find_r_peaks_by_heartpy(record[:, 1]) for record in filtered]
+    scorer, records = Scorer(model, PAPER), Records(filtered, "test.npy")
+    np.testing.assert_allclose(scorer.score(records, r_peaks).scores, [expected[str(ecg_id)] for ecg_id in
+                                                                       reference_records], rtol=TOLERANCE)
+    rows = [list(reference_records).index(ecg_id) for ecg_id in maps["ecg_id"]]
+    assert close(scorer.score(records, r_peaks, rows, with_maps=True).maps[:, ::20], maps["score"])

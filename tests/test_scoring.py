@@ -1,58 +1,159 @@
-"""Scores: their AUROCs, their maps, and that how the work is batched does not show in them."""
+"""Scores and maps: their values, and that how the work is batched does not show in them."""
 import numpy as np
+import plain
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
+from small import make_model, make_records, shrink
 
+from ecg.arrays import Records
+from model import compute_trend
 from scoring import passes
-from ecg.arrays import load_r_peaks, open_signals
-from passes.fused import FusedMCF
-from model import MCF, compute_trend
+from scoring.fused import FusedMCF
+from scoring.passes import Scorer
+from scoring.protocols import CLEAN, PAPER, PROTOCOLS, protocols_for
 from utils import UserError
 
-CPU = torch.device("cpu")
+COMPAND = {"kind": "compand", "exponent": 0.1, "linear_below": 0.005, "scale": [1.0 + 0.1 * lead for lead in range(12)]}
+
+
+@pytest.fixture
+def small_model(monkeypatch):
+    shrink(monkeypatch)
+    return make_model()
 
 
 @pytest.fixture(scope="module")
-def some_records(simulated):
-    """Five simulated test records with their R peaks, the last without any."""
-    signals = open_signals(simulated, "test", 12)
-    return np.array(signals[:5]), load_r_peaks(simulated, "test", signals)[:4] + [np.zeros(0, np.int32)]
+def some():
+    """Four records in mV with their R peaks, three each, the last without any."""
+    signals, r_peaks = make_records(0, 4)
+    return Records(signals, "test.npy"), [found[1:4] for found in r_peaks[:3]] + [np.zeros(0, np.int32)]
 
 
 def test_fused_network_is_the_plain_one(model):
-    """The form in which scoring runs the network restores what the plain network restores."""
+    """The form in which scoring runs the network restores what the plain network restores, and leaves it as it is."""
     generator = torch.Generator().manual_seed(0)
-    ecg, beat = torch.rand(3, 4800, 12, generator=generator), torch.rand(3, 480, 12, generator=generator)
-    trend = compute_trend(ecg)
+    ecg, beat = torch.rand(2, 4800, 12, generator=generator), torch.rand(2, 480, 12, generator=generator)
+    trend, before = compute_trend(ecg), {name: value.clone() for name, value in model.state_dict().items()}
     with torch.inference_mode():
-        fused = FusedMCF(model)
+        fused = FusedMCF(model.train())
+        assert model.training
         found = fused.restore(fused.encode_global(ecg), fused.encode_local(beat),
                               fused.begin_trend(fused.encode_trend(trend)))
-        expected = model(ecg, beat, trend)
+        expected = model.eval()(ecg, beat, trend)
     for one, other in zip((*found[0], *found[1], found[2]), (*expected[0], *expected[1], expected[2])):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("protocol", passes.PLAIN_PROTOCOLS)
-def test_batching_does_not_show(model, some_records, protocol, monkeypatch):
-    """Scores and maps are the same for any number of records and beats at once."""
-    signals, r_peaks = some_records
-    whole = passes.score_split(model, signals, r_peaks, protocol, 30, CPU, "test", with_maps=True)
-    monkeypatch.setattr(scoring, "RECORDS_AT_ONCE", {"cpu": 2})
-    monkeypatch.setattr(scoring, "BEATS_AT_ONCE", {"cpu": 3})
-    parts = passes.score_split(model, signals, r_peaks, protocol, 30, CPU, "test", with_maps=True)
-    np.testing.assert_allclose(parts.scores, whole.scores, rtol=1e-5)
-    np.testing.assert_allclose(parts.maps, whole.maps, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+@pytest.mark.parametrize("median", [False, True])
+def test_batching_and_choosing_rows_do_not_show(small_model, some, protocol, median, monkeypatch):
+    """Scores and maps are the same for any number of records and beats at once, and for rows in any order."""
+    records, r_peaks = some
+    scorer = Scorer(small_model, protocol, median=median)
+    whole, rows = scorer.score(records, r_peaks, with_maps=True), [3, 1, 2]
+    monkeypatch.setattr(passes, "RECORDS_AT_ONCE", {"cpu": 3})
+    monkeypatch.setattr(passes, "BEATS_AT_ONCE", {"cpu": 5})
+    for part, chosen in ((scorer.score(records, r_peaks, with_maps=True), range(4)),
+                         (scorer.score(records, r_peaks, rows, with_maps=True), rows)):
+        np.testing.assert_allclose(part.scores, whole.scores[chosen], rtol=1e-5)
+        np.testing.assert_allclose(part.maps, whole.maps[chosen], rtol=1e-4, atol=1e-6)
+    assert (whole.without_r_peak, whole.without_valid_beat) == (1, 1)
 
 
-def test_bfloat16_scores_are_close(model, some_records):
-    """bfloat16 convolutions change a record's score by less than 2 %."""
-    signals, r_peaks = some_records
-    for protocol in passes.PLAIN_PROTOCOLS:
-        exact, rough = (passes.score_split(model, signals, r_peaks, protocol, 30, CPU, "test", amp=amp).scores
-                        for amp in ("off", "bf16"))
-        assert 0 < np.abs(rough / exact - 1).max() < 0.02
+GOLDEN = {"paper": 0.360924, "clean": 0.710512, "clean, median": 0.737698, "clean, companded": 0.736611}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_scores(model, monkeypatch, name):
+    """One record, one number, from known weights: what no change of the code may change unnoticed."""
+    wave = np.exp(-0.5 * (((np.arange(5000) - 300) % 400 - 100) / 8) ** 2) - 0.4 * np.exp(
+        -0.5 * (((np.arange(5000) - 300) % 400 - 230) / 25) ** 2)
+    wave *= 1 + 0.5 * np.sin(np.arange(5000) / 300)                     # no beat is like another
+    record = Records((wave[:, None] * np.linspace(-1, 1.2, 12)).astype(np.float32)[None], "test.npy")
+    monkeypatch.setattr(model, "input", COMPAND if "companded" in name else {"kind": "minmax"})
+    scorer = Scorer(model, PROTOCOLS[name.split(",")[0]], median="median" in name or None)
+    assert scorer.score(record, [np.arange(400, 4400, 400)]).scores[0] == pytest.approx(GOLDEN[name], rel=1e-4)
+
+
+@pytest.mark.parametrize("input_", [{"kind": "minmax"}, COMPAND], ids=["minmax", "compand"])
+def test_median_beat_stands_for_all(model, published_state, some, input_, monkeypatch):
+    """Scores and maps equal the plain loop with one median beat, whose errors lie at every beat's place."""
+    records, r_peaks = some
+    monkeypatch.setattr(model, "input", input_)
+    found = Scorer(model, CLEAN, median=True).score(records, r_peaks, [1], with_maps=True)
+    by = None if input_["kind"] == "minmax" else (0.1, 0.005, COMPAND["scale"])
+    with torch.inference_mode():
+        score, heat = plain.score_record(published_state, records.signals[1].astype(float), r_peaks[1], "clean",
+                                         compand_by=by, median=True)
+    assert found.scores[0] == pytest.approx(score, rel=1e-4)
+    np.testing.assert_allclose(found.maps[0], heat, atol=1e-4 * heat.max())
+
+
+def test_which_beats_and_protocols(small_model):
+    """Companded input sees the median beat, unless asked otherwise, and has no paper protocol; the paper no median."""
+    assert not Scorer(small_model, CLEAN).median and not Scorer(small_model, PAPER, median=True).median
+    assert protocols_for(small_model, PROTOCOLS) == (PAPER, CLEAN)
+    small_model.input = COMPAND
+    assert Scorer(small_model, CLEAN).median and not Scorer(small_model, CLEAN, median=False).median
+    assert protocols_for(small_model, PROTOCOLS) == (CLEAN,)
+    with pytest.raises(UserError, match="--protocol clean"):
+        protocols_for(small_model, ["paper"])
+
+
+def test_unit_and_storage(small_model, some):
+    """clean, and every map, sees neither unit nor offset, so arrays stored min-maxed have the maps of those in mV."""
+    records, r_peaks = some
+    low, high = records.signals.min(axis=1), records.signals.max(axis=1)
+    stored = 2 * (records.signals - low[:, None]) / (high - low)[:, None] - 1
+    normalised = Records(stored, "benchmark_data.npy", (low, high))
+    for protocol in PROTOCOLS.values():
+        scorer = Scorer(small_model, protocol)
+        first, second = (scorer.score(one, r_peaks, [0, 1]).scores for one in (records, normalised))
+        assert np.allclose(first, second, rtol=1e-4) == (protocol is CLEAN)
+        first, second = (scorer.score(one, r_peaks, [0, 1], with_maps=True).maps for one in (records, normalised))
+        np.testing.assert_allclose(first, second, atol=1e-4 * first.max())
+    small_model.input = COMPAND
+    first, second = (Scorer(small_model, CLEAN).score(one, r_peaks, [0, 1]).scores for one in (records, normalised))
+    np.testing.assert_allclose(first, second, rtol=1e-4)
+    with pytest.raises(UserError, match="benchmark_data.npy is normalised"):
+        Scorer(small_model, CLEAN).score(Records(stored, "benchmark_data.npy", in_millivolts=False), r_peaks)
+
+
+@pytest.mark.parametrize("input_", [{"kind": "minmax"}, COMPAND], ids=["minmax", "compand"])
+def test_restorations_are_in_millivolts(small_model, some, input_):
+    """A network that restores its input perfectly gives the record back, from mV or from min-maxed arrays with bounds."""
+    records, r_peaks = some
+    low, high = records.signals.min(axis=1), records.signals.max(axis=1)
+    stored = Records(2 * (records.signals - low[:, None]) / (high - low)[:, None] - 1, "train.npy", (low, high))
+    small_model.input = input_
+    scorer = Scorer(small_model, CLEAN)
+
+    def perfect(block):
+        for number in range(3):
+            yield number, slice(None), ((block.ecg[block.owners], None), None, None)
+    scorer.passes = perfect
+    for one in (records, stored):
+        original, restored = scorer.restore(one, r_peaks, [0, 2])
+        np.testing.assert_allclose(original, records.signals[[0, 2], 100:4900], atol=1e-5)
+        limit = np.array(input_.get("scale", [np.inf] * 12))                        # companding keeps no more
+        np.testing.assert_allclose(restored, original.clip(-limit, limit), atol=1e-3)
+
+
+def test_restoration_is_of_the_passes_that_hide(small_model, some):
+    """Each sample is the mean over beats of the pass that masks it."""
+    records, r_peaks = some
+    scorer = Scorer(small_model, CLEAN)
+
+    def numbered(block):
+        for number in range(3):
+            yield number, slice(None), ((torch.full((len(block.beats), 4800, 12), number / 2 - 0.5), None), None, None)
+    scorer.passes = numbered
+    original, restored = scorer.restore(records, r_peaks, [2])
+    low, high = records.signals[2].min(axis=0), records.signals[2].max(axis=0)
+    expected = (np.arange(4800) // 48 % 3)[:, None] / 4 + 0.25
+    np.testing.assert_allclose((restored[0] - low) / (high - low), np.broadcast_to(expected, (4800, 12)), atol=1e-4)
 
 
 def test_smoothing_is_scipys():
@@ -62,63 +163,16 @@ def test_smoothing_is_scipys():
     np.testing.assert_allclose(found, gaussian_filter1d(maps, passes.SMOOTHING, axis=1), rtol=1e-5)
 
 
-def test_clean_does_not_see_the_unit(model, some_records):
-    """Under the clean protocol a record scores the same in another unit and with an offset; under paper not."""
-    signals, r_peaks = (part[:1] for part in some_records)
-    for protocol, same in (("clean", True), ("paper", False)):
-        first, second = (passes.score_split(model, record, r_peaks, protocol, 30, CPU, "test").scores[0]
-                         for record in (signals, signals * 3 + 1))
-        assert (abs(first / second - 1) < 1e-4) == same, protocol
+def test_unsound_weights_and_full_memory_are_told(small_model, some, monkeypatch):
+    """A score that is not finite names the row; a GPU whose memory is full names the remedy."""
+    records, r_peaks = some
+    scorer = Scorer(small_model, CLEAN)
+    monkeypatch.setattr(scorer, "score_block", lambda block, _: (torch.tensor([0.5, torch.nan]), None))
+    with pytest.raises(UserError, match="row 3 of test.npy no finite score"):
+        scorer.score(records, r_peaks, [2, 3])
 
-
-def test_hard_records_get_finite_scores(model):
-    """A record of zeros, one with a flat lead and one of pure noise are scored and counted, none becomes NaN."""
-    rng = np.random.default_rng(0)
-    records = rng.normal(0, 0.1, (3, 5000, 12)).astype(np.float32)
-    records[0] = 0
-    records[1, :, 5] = 0
-    for protocol in passes.PLAIN_PROTOCOLS:
-        found = passes.score_split(model, records, [np.zeros(0, int), np.array([150, 900]), np.array([100, 4700])],
-                                    protocol, 30, CPU, "test", with_maps=True)
-        assert np.isfinite(found.scores).all() and np.isfinite(found.maps).all()
-        assert (found.without_r_peak, found.without_valid_beat) == (1, 2)
-
-
-def test_mode_of_the_model_is_kept(model, some_records):
-    """Scoring runs in eval mode and leaves a training network in training mode."""
-    signals, r_peaks = (part[:1] for part in some_records)
-    evaluated = passes.score_split(model, signals, r_peaks, "clean", 30, CPU, "test").scores
-    model.train()
-    try:
-        trained = passes.score_split(model, signals, r_peaks, "clean", 30, CPU, "test").scores
-        assert model.training and trained == evaluated
-    finally:
-        model.eval()
-
-
-def test_thin_out():
-    """Fewer beats are spread over the record; None keeps all."""
-    positions = np.arange(10) * 400 + 300
-    assert passes.thin_out(positions, None) is positions and passes.thin_out(positions[:2], 3).tolist() == [300, 700]
-    for number in range(1, 25):
-        positions = np.arange(number) * 150 + 300
-        for count in range(1, number + 1):
-            chosen = passes.thin_out(positions, count)
-            assert len(set(chosen.tolist())) == count and set(chosen) <= set(positions)
-    assert passes.thin_out(np.arange(9), 1).tolist() == [4]
-
-
-def test_unsound_weights_are_named(simulated):
-    """Weights that are not finite end in a sentence, not in NaN scores."""
-    network = MCF()
-    torch.nn.init.constant_(network.norm.bias, float("nan"))
-    signals = open_signals(simulated, "test", 12)[:1]
-    with pytest.raises(UserError, match="row 0 of test.npy"):
-        passes.score_split(network, signals, [np.array([2000])], "clean", 30, CPU, "test")
-
-
-def test_auroc_polarity():
-    """A higher score means more anomalous: perfect scores give 1, reversed ones 0."""
-    labels = np.array([0, 0, 1, 1])
-    assert passes.detection_auroc(labels, np.array([0.1, 0.2, 0.3, 0.4])) == 1
-    assert passes.detection_auroc(labels, np.array([0.4, 0.3, 0.2, 0.1])) == 0
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(scorer, "score_block", full)
+    with pytest.raises(UserError, match="--device cpu"):
+        scorer.score(records, r_peaks)

@@ -1,12 +1,16 @@
-"""The weights that come along are those that their card describes."""
+"""The weights that come along are those that their card describes; the tool that makes them ready."""
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_script
+from small import make_data, make_model, shrink
 
-from scoring import passes
-from ecg.arrays import load_r_peaks, open_signals
-from model import HISTORY, load_checkpoint
+from ecg.arrays import load_r_peaks, open_records
+from evaluation.metrics import detection_auroc
+from model import HISTORY, load_checkpoint, save_checkpoint
+from scoring.passes import Scorer
+from scoring.percentiles import percentile, read_normals
+from scoring.protocols import PROTOCOLS
 from utils import sha256_of
 
 SHIPPED, CARD = ROOT / "ckpt" / "mymodel.pt", ROOT / "ckpt" / "README.md"
@@ -17,21 +21,52 @@ def test_card_belongs_to_the_weights():
     model, facts = load_checkpoint(SHIPPED)
     card, config = CARD.read_text(), facts["config"]
     assert sha256_of(SHIPPED) in card and facts["git_commit"] in card
-    assert config["protocol"] == "clean" and config["select"] == "val"
     assert f"epoch {facts['epoch']} of {config['epochs']}" in card and f"seed {config['seed']}" in card
     assert [row["epoch"] for row in facts["history"]] == list(range(1, config["epochs"] + 1))
     assert set(facts["history"][0]) == set(HISTORY)
-    validated = {row["epoch"]: row["val_auroc"] for row in facts["history"] if row["val_auroc"] is not None}
-    assert facts["epoch"] == max(validated, key=validated.get) and f"{validated[facts['epoch']]:.4f}" in card
+    if config["select"] != "last":
+        noted = {row["epoch"]: row[f"{config['select']}_auroc"] for row in facts["history"]}
+        noted = {epoch: auroc for epoch, auroc in noted.items() if auroc is not None}
+        assert facts["epoch"] == max(noted, key=noted.get) and f"{noted[facts['epoch']]:.4f}" in card
     assert all(value.dtype == torch.float32 for value in model.parameters()) and SHIPPED.stat().st_size < 16e6
 
 
-@pytest.mark.parametrize("protocol", passes.PLAIN_PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 def test_shipped_weights_find_simulated_blocks(simulated, protocol):
     """A network that knows real ECGs finds a simulated bundle branch block odd among simulated normals."""
     model, _ = load_checkpoint(SHIPPED)
-    signals = open_signals(simulated, "test", 12)
-    found = passes.score_split(model, signals, load_r_peaks(simulated, "test", signals), protocol, 30,
-                                torch.device("cpu"), "test", beats_per_record=2)
-    assert np.isfinite(found.scores).all()
-    assert passes.detection_auroc(np.load(simulated / "label.npy"), found.scores) > 0.5
+    records = open_records(simulated, "test", 12)
+    r_peaks = load_r_peaks(simulated, "test", records, protocol.detector)
+    scores = Scorer(model, protocol).score(records, r_peaks, beats_per_record=1).scores
+    assert detection_auroc(np.load(simulated / "label.npy"), scores) > 0.5
+
+
+def test_ship_weights(tmp_path, monkeypatch):
+    """Half precision, the scores of fold 9's normals by the very weights that are written, all else as it was."""
+    shrink(monkeypatch)
+    data, path = make_data(tmp_path / "data"), tmp_path / "out" / "model.pt"
+    save_checkpoint(tmp_path / "model.pt", make_model(), epoch=3, config={"protocol": "clean"}, calibration=[1.0])
+    finished = run_script("tools/ship_weights.py", "--data_path", data, "--load_path", tmp_path / "model.pt",
+                          "--save_path", path, "--half", 1, "--device", "cpu")
+    assert finished.returncode == 0, finished.stderr
+    stored = torch.load(path, weights_only=True)
+    assert stored["epoch"] == 3 and "calibration" not in stored
+    assert stored["model_state_dict"]["norm.bias"].dtype == torch.float16
+    model, facts = load_checkpoint(path)
+    normals, note = read_normals(path, facts, 30)
+    records = open_records(data, "val", 12)
+    for name, protocol in PROTOCOLS.items():
+        scores = Scorer(model, protocol).score(records, load_r_peaks(data, "val", records, protocol.detector)).scores
+        np.testing.assert_allclose(normals[name], sorted(scores[::2]), rtol=1e-6)      # rows 0, 2, 4, 6 are normal
+    assert note == "" and percentile(normals["clean"][1], normals["clean"]) == 37.5
+
+
+@pytest.mark.parametrize("facts, ratio, words", [
+    ({}, 30, "holds no scores"), ({"fold9_normals": {"clean": [float("nan")]}}, 30, "not lists of finite numbers"),
+    ({"fold9_normals": [1.0]}, 30, "not lists"), ({"fold9_normals": {"clean": [10 ** 400]}}, 30, "not lists"),
+    ({"fold9_normals": {"clean": [1.0]}, "fold9_mask_ratio": 30}, 10, "another --mask_ratio"),
+    ({"fold9_normals": {"clean": [1.0]}, "config": {"mask_ratio": 30, "protocol": "paper"}}, 30, "optimistic")])
+def test_what_a_checkpoint_says_of_normals(facts, ratio, words):
+    """Scores that are not there, not sound or of another mask ratio are not used; those trained on are optimistic."""
+    normals, note = read_normals("model.pt", facts, ratio)
+    assert words in note and bool(normals) == (words == "optimistic")

@@ -1,63 +1,88 @@
-"""Training: reproducible, resumable, honest about how the epoch was chosen."""
+"""Training: reproducible, resumable, honest about how the epoch was chosen, and clear about what stops it."""
 import csv
-import shutil
+import resource
 from functools import partial
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import run_script
+from small import make_data, make_model, shrink
 
-from ecg.arrays import open_signals
-from model import MCF
-from train import TrainingStep, choose_rows
+import train
+import utils
+from model import load_checkpoint, save_checkpoint
+from scoring.protocols import CLEAN, PAPER
 
-FLAGS = ("--epochs", 3, "--batch_size", 16, "--lr", "1e-3", "--val_beats", 1, "--device", "cpu")
-
-
-def train(data, save_path, *extra, **environment):
-    finished = run_script("train.py", "--data_path", data, "--save_path", save_path, *FLAGS, *extra, **environment)
-    assert finished.returncode == 0, finished.stderr
-    return finished
+FLAGS = ("--epochs", 3, "--batch_size", 4, "--lr", "1e-2", "--val_beats", 1, "--device", "cpu", "--hidden", 2)
 
 
-def weights(path):
-    return torch.load(path, weights_only=True)["model_state_dict"]
+@pytest.fixture(autouse=True, scope="module")
+def few_channels():
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
-def trained(simulated, tmp_path_factory):
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("arrays") / "data")
+
+
+@pytest.fixture
+def train_in(data, tmp_path):
+    """Calls train.py on the data; files go to tmp_path."""
+    def call(*extra, name="model.pt"):
+        return run_script("train.py", "--data_path", data, "--save_path", tmp_path / name, *FLAGS, *extra)
+    return call
+
+
+def contents(path):
+    return torch.load(path, weights_only=True)
+
+
+def same_weights(one, other):
+    one, other = (contents(path)["model_state_dict"] for path in (one, other))
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
     """A folder with the files of one short run."""
     folder = tmp_path_factory.mktemp("trained")
-    train(simulated, folder / "model.pt")
+    finished = run_script("train.py", "--data_path", data, "--save_path", folder / "model.pt", *FLAGS, "--protocol", "clean",
+                          "--watch", "test")
+    assert finished.returncode == 0, finished.stderr
     return folder
 
 
-def test_same_seed_same_weights(trained, simulated, tmp_path):
-    """Two CPU runs with one seed give the same weights bit for bit, whatever loads the records; another seed others."""
-    train(simulated, tmp_path / "again" / "model.pt", "--workers", 1)
-    first, again = weights(trained / "last.pt"), weights(tmp_path / "again" / "last.pt")
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    train(simulated, tmp_path / "other" / "model.pt", "--seed", 1, "--select", "last")
-    assert not torch.equal(first["norm.weight"], weights(tmp_path / "other" / "last.pt")["norm.weight"])
+def test_same_seed_same_weights(trained, train_in, tmp_path):
+    """Two CPU runs with one seed give the same weights bit for bit; another seed others."""
+    assert train_in("--protocol", "clean", "--watch", "test").returncode == 0
+    assert same_weights(trained / "last.pt", tmp_path / "last.pt")
+    train_in("--protocol", "clean", "--seed", 1, "--reference", 0, name="other/model.pt")
+    assert not same_weights(trained / "last.pt", tmp_path / "other" / "last.pt")
 
 
-def test_resume_is_bit_for_bit(trained, simulated, tmp_path):
-    """A run killed during the second of three epochs and resumed ends with the weights of one that never stopped."""
-    flags = ["--data_path", simulated, "--save_path", tmp_path / "model.pt", *FLAGS]
-    early = run_script("tests/kill_in_epoch.py", *flags, KILL_IN="1", KILL_WITH="SIGINT")
-    assert early.returncode == 130 and "nothing of this run is kept" in early.stdout
-    killed = run_script("tests/kill_in_epoch.py", *flags, KILL_IN="2", KILL_WITH="SIGKILL")
-    assert killed.returncode == -9
-    stopped = run_script("tests/kill_in_epoch.py", *flags, "--resume", KILL_IN="2", KILL_WITH="SIGTERM")
-    assert stopped.returncode == 130 and "--resume goes on" in stopped.stdout
-    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 1
-    finished = train(simulated, tmp_path / "model.pt", "--resume")
-    assert "after 1 epochs" in finished.stdout
-    for name, value in weights(trained / "last.pt").items():
-        assert torch.equal(value, weights(tmp_path / "last.pt")[name]), name
-    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
-    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+@pytest.mark.parametrize("at, kept", [(1, "nothing of this run is kept"), (3, "up to 1 are kept")])
+def test_interrupted_run_resumes_bit_for_bit(trained, train_in, tmp_path, monkeypatch, at, kept):
+    """Ctrl-C and SIGTERM say what is kept, exit 130; --resume ends with the weights of a run that never stopped."""
+    flags, step, steps = ("--protocol", "clean", "--watch", "test"), train.TrainingStep.__call__, []
+
+    def interrupt(self, batch, share):
+        steps.append(1)
+        if len(steps) == at:
+            raise KeyboardInterrupt
+        return step(self, batch, share)
+    monkeypatch.setattr(train.TrainingStep, "__call__", interrupt)
+    stopped = train_in(*flags)
+    assert stopped.returncode == 130 and kept in stopped.stdout
+    monkeypatch.undo()
+    shrink(monkeypatch)
+    finished = train_in(*flags, *["--resume"] * (at > 1))
+    assert finished.returncode == 0 and ("after 1 epochs" in finished.stdout) == (at > 1)
+    assert same_weights(trained / "last.pt", tmp_path / "last.pt")
+    assert [row["epoch"] for row in contents(tmp_path / "model.pt")["history"]] == [1, 2, 3]
 
 
 def test_history_and_checkpoint_say_what_was_done(trained):
@@ -67,69 +92,175 @@ def test_history_and_checkpoint_say_what_was_done(trained):
     for row in rows:
         terms = sum(float(row[f"loss_{term}"]) for term in ("global", "local", "trend"))
         assert abs(float(row["loss"]) - terms) < 1e-4
-        assert 0 <= float(row["val_auroc"]) <= 1 and row["test_auroc"] == "" and float(row["seconds"]) > 0
-    assert [float(row["lr"]) for row in rows] == pytest.approx([7.5e-4, 2.5e-4, 0])     # cosine, counted from 1
-    losses = [float(row["loss"]) for row in rows]
-    assert losses[1] < losses[0] - 0.2 and abs(losses[2] - losses[1]) < 0.3         # it learns, and at rate 0 no more
-    content = torch.load(trained / "model.pt", weights_only=True)
+        assert 0 <= float(row["val_auroc"]) <= 1 and 0 <= float(row["test_auroc"]) <= 1 and float(row["seconds"]) > 0
+    assert [float(row["lr"]) for row in rows] == pytest.approx([7.5e-3, 2.5e-3, 0])     # cosine, counted from 1
+    assert float(rows[2]["loss"]) < float(rows[0]["loss"])
+    content = contents(trained / "model.pt")
     best = max(rows, key=lambda row: float(row["val_auroc"]))
     assert content["epoch"] == int(best["epoch"]) and content["metrics"]["val_auroc"] == float(best["val_auroc"])
     assert content["config"]["protocol"] == "clean" and content["config"]["select"] == "val"
     assert [row["epoch"] for row in content["history"]] == [1, 2, 3]         # also of the epochs after the selected one
     assert content["git_commit"] and content["versions"]["torch"] and "optimizer_state_dict" not in content
+    assert {name: len(scores) for name, scores in content["fold9_normals"].items()} == {"paper": 4, "clean": 4}
     assert sorted(file.name for file in trained.iterdir()) == ["history.csv", "last.pt", "model.pt"]
 
 
-def test_bfloat16_trains(trained, simulated, tmp_path):
-    """--amp bf16 follows the float32 run closely, and its weights stay float32."""
-    train(simulated, tmp_path / "model.pt", "--amp", "bf16", "--select", "last")
-    for one, other in zip(csv.DictReader((trained / "history.csv").open()),
-                          csv.DictReader((tmp_path / "history.csv").open())):
-        assert abs(float(one["loss"]) - float(other["loss"])) < 0.05
-    assert weights(tmp_path / "model.pt")["norm.weight"].dtype == torch.float32
+@pytest.mark.parametrize("flags, records, words, columns", [
+    ((), 8, "protocol paper, input minmax, epoch kept: last", ()),
+    (("--protocol", "clean"), 7, "epoch kept: val", ("val",)),
+    (("--select", "test", "--val_every", 2), 8, "optimistic", ("test",)),
+    (("--input", "compand", "--uncertainty", "free"), 7, "protocol clean, input compand, epoch kept: val", ("val",))])
+def test_flags_choose_folds_input_and_epoch(data, train_in, tmp_path, flags, records, words, columns):
+    """As published all normals and HeartPy's beats; fold 9 held back where it selects; the network knows its input."""
+    finished = train_in(*flags, "--reference", 0, "--epochs", 2)
+    assert finished.returncode == 0 and f"training on {records} normal" in finished.stdout and words in finished.stdout
+    model, facts = load_checkpoint(tmp_path / "model.pt")
+    row = facts["history"][-1]
+    assert {split for split in ("val", "test") if row[f"{split}_auroc"] is not None} == set(columns)
+    assert model.input["kind"] == ("compand" if "compand" in flags else "minmax")
+    assert model.uncertainty == ("free" if "free" in flags else "log_variance")
 
 
-def test_compiled_step_is_the_plain_step(monkeypatch):
-    """--compile traces the step as it is, the smaller last batch too. (Generating its code would take minutes.)"""
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    losses = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        model = MCF(hidden=2).train()
-        step = TrainingStep(model, torch.optim.AdamW(model.parameters(), 1e-3), torch.device("cpu"), "bf16", compiled)
-        for size in (3, 3, 2):
-            batch = [torch.rand(size, samples, 12) for samples in (4800, 480, 4800, 480, 4800)]
-            torch.manual_seed(size)
-            losses.append(float(step(batch, 1.0)[0]))
-    assert losses[:3] == pytest.approx(losses[3:], abs=1e-3)
+def test_which_rows_are_trained_on():
+    """clean leaves fold 9 out, paper nothing; arrays without a table can be trained on as published alone."""
+    table = {"fold": np.array([1, 9, 8, 9])}
+    assert train.choose_rows(CLEAN, table, 4).tolist() == [0, 2]
+    assert train.choose_rows(PAPER, table, 4).tolist() == train.choose_rows(PAPER, None, 4).tolist() == [0, 1, 2, 3]
+    with pytest.raises(utils.UserError, match="--protocol paper"):
+        train.choose_rows(CLEAN, None, 4)
+    with pytest.raises(utils.UserError, match="fold 9 alone"):
+        train.choose_rows(CLEAN, {"fold": np.array([9])}, 1)
 
 
-def test_protocols_choose_their_folds(simulated, trained, tmp_path):
-    """clean holds fold 9 back, paper trains on it; choosing the epoch on the test set is said to be optimistic."""
-    clean = train(simulated, tmp_path / "clean.pt", "--protocol", "clean", "--epochs", 1, "--select", "last")
-    paper = train(simulated, tmp_path / "paper.pt", "--protocol", "paper", "--epochs", 1, "--select", "test")
-    counts = [int(run.stdout.split("training on ")[1].split()[0]) for run in (clean, paper)]
-    folds = [int(row["fold"]) for row in csv.DictReader((simulated / "train_records.csv").open())]
-    assert counts == [len(folds) - folds.count(9), len(folds)] and folds.count(9) > 0
-    signals = open_signals(simulated, "train", 12)
-    for protocol, held_back in (("clean", {9}), ("paper", set())):
-        rows = choose_rows(signals, SimpleNamespace(data_path=simulated, protocol=protocol, select="last"))
-        assert rows.tolist() == [row for row, fold in enumerate(folds) if fold not in held_back]
-    assert "optimistic" in paper.stdout and "optimistic" not in clean.stdout
+def test_bfloat16_trains_where_the_processor_can(train_in, tmp_path, monkeypatch):
+    """--amp bf16 keeps float32 weights; on a processor without such instructions it is refused."""
+    monkeypatch.setattr(utils, "cpu_computes_bfloat16", lambda: False)
+    refused = train_in("--amp", "bf16")
+    assert refused.returncode == 2 and "use --amp off" in refused.stderr
+    monkeypatch.setattr(utils, "cpu_computes_bfloat16", lambda: True)
+    assert train_in("--amp", "bf16", "--epochs", 2, "--reference", 0).returncode == 0
+    assert contents(tmp_path / "model.pt")["model_state_dict"]["norm.weight"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("change, message", [
-    (("--protocol", "clean"), "train_records.csv"), (("--resume",), "last.pt"), (("--dims", 8), "train.npy"),
-    (("--hidden", 7), "--hidden"), (("--mask_ratio", 0), "--mask_ratio"), (("--batch_size", 0), "--batch_size"),
-    (("--epochs", 0), "--epochs"), (("--select", "val"), "val.npy"), (("--lr", "nan"), "--lr"),
-    (("--save_path", "last.pt"), "--save_path"), (("--save_path", "/dev/null/model.pt"), "/dev/null")])
-def test_user_errors(simulated, tmp_path, change, message):
-    """On the published layout (no sidecars) what cannot be done ends in a sentence, exit code 2, and no checkpoint."""
-    (tmp_path / "data").mkdir()
-    for name in ("train.npy", "test.npy", "label.npy"):
-        shutil.copy(simulated / name, tmp_path / "data")
-    shutil.copy(simulated / "train_r_peaks.npz", tmp_path / "data")
-    finished = run_script("train.py", "--data_path", tmp_path / "data", "--save_path", tmp_path / "model.pt", *change)
-    assert finished.returncode == 2 and finished.stderr.startswith("error: ")
-    assert message in finished.stderr and "Traceback" not in finished.stderr and finished.stderr.count("\n") == 1
-    assert not (tmp_path / "model.pt").exists()
+    (("--resume",), "last.pt"), (("--dims", 8), "train.npy"), (("--hidden", 7), "--hidden"),
+    (("--mask_ratio", 0), "--mask_ratio"), (("--batch_size", 0), "--batch_size"), (("--epochs", 0), "--epochs"),
+    (("--lr", "nan"), "--lr"), (("--input", "compand", "--protocol", "paper"), "--protocol paper"),
+    (("--save_path", "last.pt"), "--save_path"), (("--save_path", "/dev/null/model.pt"), "/dev/null"),
+    (("--save_path", "."), "is a folder"), (("--data_path", "nowhere"), "nowhere")])
+def test_user_errors(train_in, tmp_path, monkeypatch, change, message):
+    """What cannot be done ends before training in a sentence, exit code 2, and leaves no file."""
+    monkeypatch.chdir(tmp_path)
+    finished = train_in(*change)
+    assert finished.returncode == 2 and finished.stderr.splitlines()[-1].startswith("error: ")
+    assert message in finished.stderr and "Traceback" not in finished.stderr and not list(tmp_path.iterdir())
+
+
+def test_every_output_is_checked_before_training(train_in, tmp_path):
+    """A folder where last.pt or history.csv shall be is refused too."""
+    for name in ("last.pt", "history.csv"):
+        (tmp_path / name).mkdir()
+        finished = train_in()
+        assert finished.returncode == 2 and f"{name} is a folder" in finished.stderr
+        (tmp_path / name).rmdir()
+
+
+def change_steps(monkeypatch, change):
+    """Let change(number of the step, counted from 1, its losses, the model) follow every training step."""
+    step, steps = train.TrainingStep.__call__, []
+
+    def changed(self, batch, share):
+        losses = step(self, batch, share)
+        steps.append(1)
+        return change(len(steps), losses, self.forward)
+    monkeypatch.setattr(train.TrainingStep, "__call__", changed)
+
+
+@pytest.mark.parametrize("value, known, every", [("nan", True, 50), ("inf", False, 50), ("nan", True, 2)])
+def test_loss_that_is_not_finite(data, train_in, tmp_path, monkeypatch, value, known, every):
+    """The run stops, soon, and names the first bad batch's records, by ecg_id where known; the last epoch is kept."""
+    monkeypatch.setattr(train, "CHECK_EVERY", every)
+    steps = []
+    if not known:
+        monkeypatch.setattr(train, "load_table", lambda *_: None)
+    change_steps(monkeypatch, lambda number, losses, _: steps.append(1) or [part * (float(value) if number >= 6 else 1)
+                                                                            for part in losses])
+    finished = train_in("--batch_size", 2)                      # steps 5 to 8 are epoch 2
+    rows = {100 * known + row for row in range(8)}
+    named = finished.stderr.split(f"epoch 2, batch 2 first: {'ecg_id' if known else 'row'} ")[1].split(" of train.npy")[0]
+    assert finished.returncode == 2 and {int(name) for name in named.split(", ")} < rows and len(named.split(",")) == 2
+    assert contents(tmp_path / "last.pt")["epoch"] == 1 and len(steps) == (6 if every == 2 else 8)
+
+
+def test_weights_that_are_not_finite(train_in, tmp_path, monkeypatch):
+    """A last update that spoils the weights after losses that were all finite leaves no checkpoint of them."""
+    change_steps(monkeypatch, lambda number, losses, model: (
+        torch.nn.init.constant_(model.norm.bias, float("nan")) if number == 4 else None, losses)[1])
+    finished = train_in()
+    assert finished.returncode == 2 and "weights are not finite after epoch 2" in finished.stderr
+    assert contents(tmp_path / "last.pt")["epoch"] == 1
+
+
+def test_full_disk(train_in, tmp_path):
+    """The files of an earlier run survive a disk that fills up; the run ends in a sentence."""
+    assert train_in("--epochs", 1, "--reference", 0).returncode == 0
+    before, limit = {path: path.read_bytes() for path in tmp_path.iterdir()}, resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))       # refuses to write as a full disk does
+    try:
+        finished = train_in("--epochs", 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert finished.returncode == 2 and "model.pt could not be written (File too large)" in finished.stderr
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_training_out_of_memory(train_in, monkeypatch):
+    """A step that the GPU does not hold names --batch_size."""
+    def fill(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    change_steps(monkeypatch, fill)
+    finished = train_in()
+    assert finished.returncode == 2 and "--batch_size 4" in finished.stderr
+
+
+@pytest.fixture
+def falling(train_in, tmp_path, monkeypatch):
+    """train_in without steps, where the first of three epochs is the best on fold 9; and its model.pt."""
+    monkeypatch.setattr(train, "train_one_epoch", lambda model, step, batches, epoch, table: (
+        torch.nn.init.constant_(model.norm.bias, epoch), dict.fromkeys(train.TERMS, 0.5))[1])
+    monkeypatch.setattr(train.Validation, "auroc", lambda _, model, *others: 1 / float(model.norm.bias.detach()[0]))
+    monkeypatch.setattr(train, "score_normals", lambda *_, **options: {"fold9_normals": {"clean": [0.25]}})
+    return partial(train_in, "--select", "val"), tmp_path / "model.pt"
+
+
+def test_kept_checkpoint_holds_the_whole_history(falling, monkeypatch):
+    """The epoch that is kept was the first of three; its checkpoint tells of all three, also when resumed at the end."""
+    run, path = falling
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Run, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run().returncode == 130
+    before = contents(path)
+    assert run("--resume").returncode == 0
+    after, last = contents(path), contents(path.with_name("last.pt"))
+    assert len(before["history"]) == 1 and before["epoch"] == after["epoch"] == 1
+    assert [row["epoch"] for row in after["history"]] == [1, 2, 3] and after["history"] == last["history"]
+    for name, value in before.pop("model_state_dict").items():
+        assert torch.equal(value, after["model_state_dict"][name])
+    assert after["fold9_normals"] and all(after[name] == value for name, value in before.items() if name != "history")
+    whole = path.read_bytes()
+    assert run("--resume").returncode == 0 and path.read_bytes() == whole
+
+
+def test_checkpoint_of_another_run_stays_as_it_is(falling):
+    """What stands at --save_path is not touched where it is of another run, or missing; the run is done all the same."""
+    run, path = falling
+    assert run().returncode == 0
+    save_checkpoint(path, make_model(), config={"protocol": "clean"}, history=[])
+    before = path.read_bytes()
+    assert run("--save_model", 0).returncode == 0 and path.read_bytes() == before
+    finished = run("--resume")
+    assert finished.returncode == 0 and path.read_bytes() == before and "another run" in finished.stdout
+    path.unlink()
+    finished = run("--resume")
+    assert finished.returncode == 0 and "model.pt is missing" in finished.stdout
+    assert "another lr" in run("--resume", "--lr", 1).stderr

@@ -1,22 +1,20 @@
 """How fast, against what, and how near to what this machine can do.
 
-    python -m tools.benchmark                    # training, scoring and filter, some minutes on two cores
+    python -m tools.benchmark                    # training and scoring, some minutes on two cores
     python -m tools.benchmark --quick            # the same with fewer repeats: a check, not a measurement
     python -m tools.benchmark --data_path data   # and the time of training until the published accuracy
 
-On generated arrays of real shape and random weights, all in one run, fast and plain in turns:
-    training     forward, backward and update of a batch of 32, against the published layers (Conv1d), eager, float32
-    detection    against one beat and one mask at a time (tests/plain.py); the scores must agree within 1e-4
-    localization the same, with maps
-    filter       of a record's twelve leads, against HeartPy's calls lead by lead
+On generated arrays of real shape and random weights:
+    training     forward, backward and update of a batch of 32
+    detection    a record, all beats, against one beat and one mask at a time (tests/plain.py), whose scores must agree
+                 within 1e-4; and a record by its median beat
 On real arrays:
     accuracy     seconds of training from random weights until the detection AUROC of fold 9 under clean is 0.86, the
                  published number, by input; scoring is not counted
-Prints a table and writes benchmark.json: medians, least and most of the repeats, ratios of medians, and arithmetic
-(counted by torch) per second over that of a large matrix product on the same device.
+Prints a table and writes benchmark.json: medians, least and most of the repeats, and arithmetic (counted by torch) per
+second over that of a large matrix product on the same device.
 """
 import argparse
-import copy
 import platform
 import resource
 import sys
@@ -25,8 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
@@ -34,7 +30,7 @@ import plain  # noqa: E402
 
 from dataloader import Normalisation, TrainingBatches, draw_masks, make_batch, measure_companding  # noqa: E402
 from ecg.arrays import Records, load_r_peaks, load_table, open_records  # noqa: E402
-from ecg.signals import LEAD_NAMES, PASS_BAND, RECORD_LENGTH, SAMPLING_RATE, filter_leads  # noqa: E402
+from ecg.signals import LEAD_NAMES, RECORD_LENGTH, SAMPLING_RATE  # noqa: E402
 from evaluation.metrics import detection_auroc  # noqa: E402
 from model import MCF  # noqa: E402
 from scoring.passes import Scorer  # noqa: E402
@@ -43,43 +39,11 @@ from train import TrainingStep, Validation, choose_rows, learning_rate, train_on
 from utils import (UserError, choose_device, cpu_computes_bfloat16, git_commit, require_writable, run, save_json,  # noqa: E402
                    usable_cores, versions)
 
-TOLERANCE = 1e-4                    # relative, of scores and maps against the plain loop, in float32
+TOLERANCE = 1e-4                    # relative, of scores against the plain loop, in float32
 BATCH = 32
 ACCURACY = 0.86                     # detection AUROC that the paper prints
 RECORDS, EPOCHS, RATE = 960, 10, 3e-4       # of the training until then
 THINNING, BEATS = 3, 2                      # every third record of fold 9 and two of its beats tell the accuracy
-
-
-class PublishedLayers(MCF):
-    """MCF in the published form: one-dimensional convolutions over (batch, channels, samples)."""
-
-    def __init__(self, model: MCF):
-        super().__init__(model.leads, model.hidden)
-        self.load_state_dict(model.state_dict())
-        for name, part in self.named_children():
-            if name.endswith(("encoder", "decoder")):
-                setattr(self, name, nn.Sequential(*map(one_dimensional, part)))
-
-    def encode_signal(self, encoder, signal):
-        return encoder(signal.transpose(1, 2))
-
-    def restore_signal(self, decoder, tokens):
-        return self.read_output(decoder(tokens).transpose(1, 2))
-
-
-def one_dimensional(layer: nn.Module) -> nn.Module:
-    """A layer over (batch, channels, 1, samples) as the same over (batch, channels, samples)."""
-    if isinstance(layer, nn.BatchNorm2d):
-        new = nn.BatchNorm1d(layer.num_features)
-        new.load_state_dict(layer.state_dict())
-        return new
-    if not isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-        return layer
-    kind = nn.Conv1d if isinstance(layer, nn.Conv2d) else nn.ConvTranspose1d
-    new = kind(layer.in_channels, layer.out_channels, layer.kernel_size[1], layer.stride[1], layer.padding[1],
-               bias=False)
-    new.weight.data = layer.weight.detach().squeeze(2).contiguous()
-    return new
 
 
 def published_names(model: MCF) -> dict:
@@ -101,12 +65,11 @@ def published_names(model: MCF) -> dict:
 
 
 def generate_records(count: int) -> tuple:
-    """Noise in the pass band, (count, 5000, 12) float32, and R peaks at 60 to 90 a minute: the shapes of real input."""
+    """Noise, (count, 5000, 12) float32, and R peaks at 60 to 90 a minute: the shapes of real input."""
     rng = np.random.default_rng(0)
-    noise = lfilter([1], [1, -0.95], rng.normal(size=(count, RECORD_LENGTH, len(LEAD_NAMES))), axis=1)
-    records = np.stack([filter_leads(record) for record in noise]).astype(np.float32)
     intervals = SAMPLING_RATE * 60 / rng.uniform(60, 90, count)
-    return records, [np.arange(interval / 2, RECORD_LENGTH, interval).astype(np.int32) for interval in intervals]
+    return (rng.normal(0, 0.3, (count, RECORD_LENGTH, len(LEAD_NAMES))).astype(np.float32),
+            [np.arange(interval / 2, RECORD_LENGTH, interval).astype(np.int32) for interval in intervals])
 
 
 def take_turns(functions: dict, repeats: int, device: torch.device) -> dict:
@@ -146,85 +109,44 @@ def measure_peak(device: torch.device, dtype: torch.dtype, repeats: int) -> floa
     return 2 * size ** 3 / take_turns({"product": lambda: matrix @ matrix}, repeats, device)["product"]["least"]
 
 
-def compare(seconds: dict, operations: float, peaks: dict) -> dict:
-    """Speed-up over "plain" and share of the device's peak, by precision. seconds: of take_turns; peaks: by precision."""
-    medians = {name: times["median"] for name, times in seconds.items()}
-    best = {amp: min(value for name, value in medians.items() if name.startswith(amp)) for amp in peaks}
-    return {"seconds": seconds, "operations": operations,
-            "speedup": {amp: medians["plain"] / value for amp, value in best.items()},
-            "peak_share": {amp: operations / value / peaks[amp] for amp, value in best.items()}}
-
-
 def benchmark_training(device: torch.device, repeats: int, peaks: dict) -> dict:
-    """Seconds of a training step: the published layers, eager, and ours in every precision of peaks."""
+    """Seconds of a training step in every precision of peaks; operations; shares of the peak."""
     torch.manual_seed(0)
-    model = MCF().to(device).train()
-    records = torch.from_numpy(generate_records(BATCH)[0]).to(device)
+    model, records = MCF().to(device).train(), torch.from_numpy(generate_records(BATCH)[0]).to(device)
     masks = [mask.to(device) for mask in draw_masks(30, torch.Generator().manual_seed(0))]
     batch = make_batch(records, torch.full((BATCH,), 1000, device=device), *masks, Normalisation())
-    networks = {"plain": (PublishedLayers(model).to(device).train(), "off", False),
-                **{amp: (copy.deepcopy(model), amp, False) for amp in peaks}}
-    if device.type == "cuda":
-        networks["bf16, compiled"] = copy.deepcopy(model), "bf16", True
-    operations = 3 * count_operations(lambda: networks["plain"][0](*batch[2:]))     # backward: of input and of weight
-    steps = {name: TrainingStep(network, torch.optim.AdamW(network.parameters(), 1e-4, fused=name != "plain"), device,
-                                amp, compiled) for name, (network, amp, compiled) in networks.items()}
-    losses = {}
-    for name in ("plain", "off"):
-        torch.manual_seed(1)                                                        # dropout
-        losses[name] = float(steps[name](batch, 1.0)[0])
-    require_equal("training loss", np.array([losses["off"]]), np.array([losses["plain"]]))
-    seconds = take_turns({name: lambda step=step: step(batch, 1.0) for name, step in steps.items()}, repeats, device)
-    return compare(seconds, operations, peaks)
+    operations = 3 * count_operations(lambda: model(*batch[2:]))                    # backward: of input and of weight
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    steps = {amp: TrainingStep(model, optimizer, device, amp) for amp in peaks}
+    seconds = take_turns({amp: lambda step=step: step(batch, 1.0) for amp, step in steps.items()}, repeats, device)
+    return {"seconds": seconds, "operations": operations,
+            "peak_share": {amp: operations / seconds[amp]["median"] / peaks[amp] for amp in peaks}}
 
 
-def benchmark_scoring(device: torch.device, repeats: int, peaks: dict, with_maps: bool, quick: bool) -> dict:
-    """Seconds a record of detection or localization, clean protocol: the plain loop, and ours in every precision."""
+def benchmark_detection(device: torch.device, repeats: int, peaks: dict, quick: bool) -> dict:
+    """Seconds a record of detection, clean protocol: the plain loop, ours in every precision, and by the median beat."""
     torch.manual_seed(0)
     model = MCF().to(device).eval()
     state, few = published_names(model), 1 if quick else 8
-    many = 512 if device.type == "cuda" else few
-    signals, r_peaks = generate_records(many)
-    scorers = {amp: Scorer(model, CLEAN, amp=amp) for amp in peaks}
+    signals, r_peaks = generate_records(512 if device.type == "cuda" else few)
+    scorers = {amp: Scorer(model, CLEAN, amp=amp) for amp in peaks} | {"median": Scorer(model, CLEAN, median=True)}
 
     @torch.inference_mode()
     def run_plain():
-        scored = [plain.score_record(state, signals[row].astype(np.float64), r_peaks[row], "clean", with_maps)
-                  for row in range(few)]
-        return [np.array([score for score, _ in scored]), [of_record for _, of_record in scored]]
+        return np.array([plain.score_record(state, signals[row].astype(np.float64), r_peaks[row], "clean", False)[0]
+                         for row in range(few)])
 
-    def run_fast(amp):
-        return scorers[amp].score(Records(signals, "generated"), r_peaks, with_maps=with_maps)
+    def run_fast(name):
+        return scorers[name].score(Records(signals, "generated"), r_peaks).scores
 
-    slow, fast = run_plain(), run_fast("off")
-    require_equal("scores", fast.scores[:few], slow[0])
-    if with_maps:
-        require_equal("maps", fast.maps[:few], np.stack(slow[1]))
-    seconds = take_turns({"plain": run_plain, **{amp: lambda amp=amp: run_fast(amp) for amp in peaks}}, repeats, device)
-    seconds = {name: {kind: value / (few if name == "plain" else many) for kind, value in times.items()}
+    require_equal("scores", run_fast("off")[:few], run_plain())
+    seconds = take_turns({"plain": run_plain, **{name: lambda name=name: run_fast(name) for name in scorers}}, repeats,
+                         device)
+    seconds = {name: {kind: value / (few if name == "plain" else len(signals)) for kind, value in times.items()}
                for name, times in seconds.items()}
-    return compare(seconds, count_operations(lambda: run_fast("off")) / many, peaks)
-
-
-def benchmark_filter(repeats: int) -> dict | None:
-    """Seconds of filtering a record, against HeartPy's calls for every lead; None where HeartPy is not installed."""
-    try:
-        import heartpy
-    except ImportError:
-        return None
-    record = generate_records(1)[0][0].astype(np.float64)
-
-    def filter_by_lead():
-        leads = []
-        for lead in record.T:
-            for cutoff, kind in zip(PASS_BAND, ("highpass", "lowpass")):
-                lead = heartpy.filter_signal(lead, cutoff, SAMPLING_RATE, order=2, filtertype=kind)
-            leads.append(heartpy.filter_signal(lead, 35, SAMPLING_RATE, filtertype="notch"))
-        return np.stack(leads, axis=1)
-
-    require_equal("filtered leads", filter_leads(record), filter_by_lead())
-    seconds = take_turns({"plain": filter_by_lead, "off": lambda: filter_leads(record)}, 5 * repeats, torch.device("cpu"))
-    return {"seconds": seconds, "speedup": {"off": seconds["plain"]["median"] / seconds["off"]["median"]}}
+    operations = {name: count_operations(lambda name=name: run_fast(name)) / len(signals) for name in scorers}
+    return {"seconds": seconds, "operations": operations, "peak_share": {
+        name: operations[name] / seconds[name]["median"] / peaks[name if name in peaks else "off"] for name in scorers}}
 
 
 def time_to_accuracy(data_path, device: torch.device, kind: str, epochs: int = EPOCHS) -> dict:
@@ -276,13 +198,13 @@ def name_machine(device: torch.device) -> str:
 
 
 def print_report(measured: dict):
-    """Print the table: milliseconds, speed-up, and share of what a large matrix product attains."""
+    """Print the table: milliseconds, and share of what a large matrix product attains."""
     print(f"{measured['machine']}, {measured['device']}, {measured['cores']} cores, torch "
-          f"{measured['versions']['torch']}\n{'':<16}" + "".join(f"{name:>16}" for name in ("ms", "speed-up", "of peak")))
-    for part in ("training", "detection", "localization", "filter"):
-        for name, times in (measured[part] or {"seconds": {}})["seconds"].items():
-            ratios = [f"{measured[part].get(kind, {}).get(name, float('nan')):.2f}" for kind in ("speedup", "peak_share")]
-            print(f"{part:<16}{name:<16}{1e3 * times['median']:>8.1f}" + "".join(f"{ratio:>16}" for ratio in ratios))
+          f"{measured['versions']['torch']}\n{'':<32}{'ms':>10}{'of peak':>10}")
+    for part in ("training", "detection"):
+        for name, times in measured[part]["seconds"].items():
+            share = measured[part]["peak_share"].get(name)
+            print(f"{part:<16}{name:<16}{1e3 * times['median']:>10.1f}" + (f"{share:>10.2f}" if share else ""))
     print("a large matrix product: " + ", ".join(f"{rate:.0f} GFLOP/s ({amp})" for amp, rate in
                                                  measured["peak_gflops"].items())
           + f"; peak memory {measured['peak_memory_gb']:.2f} GB")
@@ -306,9 +228,7 @@ def main():
         precisions["bf16"] = torch.bfloat16
     peaks = {amp: measure_peak(device, dtype, 10) for amp, dtype in precisions.items()}
     measured = {"training": benchmark_training(device, repeats, peaks),
-                "detection": benchmark_scoring(device, repeats, peaks, False, flags.quick),
-                "localization": benchmark_scoring(device, repeats, peaks, True, flags.quick),
-                "filter": benchmark_filter(repeats),
+                "detection": benchmark_detection(device, repeats, peaks, flags.quick),
                 "accuracy": {kind: time_to_accuracy(flags.data_path, device, kind) for kind in ("minmax", "compand")
                              if flags.data_path},
                 "peak_gflops": {amp: rate / 1e9 for amp, rate in peaks.items()},
