@@ -38,8 +38,8 @@ def parse_arguments() -> argparse.Namespace:
     published.add_argument("--load_path", nargs="+", default=["./ckpt/mymodel.pt"],
                            help="checkpoint, or several of them (default ./ckpt/mymodel.pt)")
     reporting = parser.add_argument_group("report")
-    reporting.add_argument("--protocol", choices=CHOICES, default="all", help="which evaluation; none: no network, only "
-                           "the scores that need none (default %(default)s)")
+    reporting.add_argument("--protocol", choices=CHOICES, default="all", help="which evaluation; none: the scores "
+                           "without a network alone (default %(default)s)")
     reporting.add_argument("--output_dir", default="results/", help="folder of the report (default %(default)s)")
     reporting.add_argument("--save_maps", type=int, choices=(0, 1), default=0,
                            help="write localization_maps_<protocol>.npy, (records, 4800, leads) float32")
@@ -93,12 +93,12 @@ def score_splits(scorer: Scorer, splits: dict) -> Scored:
     detector, seconds, scores, maps = scorer.protocol.detector, {}, {}, None
     for name, split in splits.items():
         started = time.perf_counter()
-        found = scorer.score(split.records, split.r_peaks[detector], with_maps=name == "benchmark")
+        result = scorer.score(split.records, split.r_peaks[detector], with_maps=name == "benchmark")
         seconds[name] = time.perf_counter() - started
         if name == "benchmark":
-            maps = found.maps
+            maps = result.maps
         else:
-            scores[name] = found.scores
+            scores[name] = result.scores
     return Scored(scores, maps, detector, seconds)
 
 
@@ -163,21 +163,29 @@ def report_average(folder: Path, names: list, runs: list, about: dict):
 def main():
     git_commit()
     arguments = parse_arguments()
+<<<<<<< HEAD
     wanted, output, with_figures = CHOICES[arguments.protocol], Path(arguments.output_dir), arguments.figures != 0
     if arguments.record:
         recordings.score_recordings(arguments.record, arguments.load_path[0], output,
                                     recordings.settings_of(arguments, wanted))
         return
+=======
+    protocol_names, output = CHOICES[arguments.protocol], Path(arguments.output_dir)
+>>>>>>> partC
     paths = arguments.load_path if arguments.load_model else [None]
-    names = [f"{number}-{Path(path).stem}" for number, path in enumerate(paths, 1)] if wanted and paths[1:] else ["."]
+    networks = [load_network(path, arguments.dims, arguments.hidden, arguments.seed) for path in paths
+                ] if protocol_names else [(None, provenance.UNKNOWN)]
+    names = [f"{number}-{Path(path).stem}" for number, path in enumerate(paths, 1)] if networks[1:] else ["."]
     for folder in {output, *(output / name for name in names)}:
         require_writable(folder)
+<<<<<<< HEAD
         files.require_ours(folder, report.file_names(wanted * arguments.save_maps, with_figures))
+=======
+        files.require_ours(folder, report.file_names(protocol_names * arguments.save_maps, arguments.figures))
+>>>>>>> partC
     device = choose_device(arguments.device, arguments.amp)
     start_processes(device)
-    networks = [load_network(path, arguments.dims, arguments.hidden, arguments.seed) for path in paths] if wanted else [
-        (None, provenance.UNKNOWN)]
-    protocols = [protocols_for(model, wanted) if wanted else () for model, _ in networks]
+    protocols = [protocols_for(model, protocol_names) if protocol_names else () for model, _ in networks]
     splits = load_splits(arguments.data_path, arguments.dims,
                          {rival.DETECTOR, *(protocol.detector for some in protocols for protocol in some)},
                          arguments.fold9)

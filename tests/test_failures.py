@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ecg import arrays
-from evaluation import report
 from scoring import passes
 import train
 import utils
@@ -269,38 +268,3 @@ def test_full_disk_in_training(place, monkeypatch, capsys):
         code, _, error = run_train(monkeypatch, capsys)
     assert code == 2 and "run/model.pt could not be written (File too large)" in error
     assert {path: path.read_bytes() for path in (place / "run").iterdir()} == before
-
-
-def write_report(folder, value, records, examples=True):
-    """A report whose scores, maps and examples hold a value."""
-    maps = {"clean": np.full((records, 10, 12), value, np.float32)}
-    report.write_report(folder, {"clean": value}, {"split": np.array(["test"]), "clean": np.array([value])}, maps, {
-        "protocol": "clean", "rows": [(0, "all_best", "Record 0")], "restored": maps["clean"], "maps": maps["clean"],
-        } if examples else None)
-
-
-@pytest.mark.parametrize("records", [10, 200])
-def test_full_disk_leaves_the_last_report_whole(tmp_path, monkeypatch, records):
-    """A disk that fills up while any file of a report is written: the earlier one stays, its figures too."""
-    write_report(tmp_path, 1.0, 2)
-    (tmp_path / "detection_curves.png").write_bytes(b"drawn")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    if records == 10:                                       # room for the maps, but not for what is written last
-        monkeypatch.setattr(report, "pack_json", lambda _: b"x" * 10 ** 6)
-    with full_disk(50_000), pytest.raises(UserError, match="could not be written .*; free some space"):
-        write_report(tmp_path, 2.0, records)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_report_on_an_earlier_one(tmp_path):
-    """What is no longer part of the report is removed, and what is there as it shall be is not written again."""
-    write_report(tmp_path, 1.0, 2)
-    (tmp_path / "detection_curves.png").write_bytes(b"drawn")
-    write_report(tmp_path, 2.0, 3, examples=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"detection_scores.csv", "results.json",
-                                                          "localization_maps_clean.npy"}
-    maps, results = np.load(tmp_path / "localization_maps_clean.npy", mmap_mode="r"), tmp_path / "results.json"
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    table = {"split": np.array(["test"]), "clean": np.array([2.0])}
-    report.write_report(tmp_path, {"clean": "more"}, table, {"clean": maps}, None)
-    assert {path for path, when in before.items() if path.stat().st_mtime_ns != when} == {results}
