@@ -163,26 +163,19 @@ def report_average(folder: Path, names: list, runs: list, about: dict):
 def main():
     git_commit()
     arguments = parse_arguments()
-<<<<<<< HEAD
-    wanted, output, with_figures = CHOICES[arguments.protocol], Path(arguments.output_dir), arguments.figures != 0
+    protocol_names, output = CHOICES[arguments.protocol], Path(arguments.output_dir)
     if arguments.record:
         recordings.score_recordings(arguments.record, arguments.load_path[0], output,
-                                    recordings.settings_of(arguments, wanted))
+                                    recordings.settings_of(arguments, protocol_names))
         return
-=======
-    protocol_names, output = CHOICES[arguments.protocol], Path(arguments.output_dir)
->>>>>>> partC
+    with_figures = arguments.figures != 0
     paths = arguments.load_path if arguments.load_model else [None]
     networks = [load_network(path, arguments.dims, arguments.hidden, arguments.seed) for path in paths
                 ] if protocol_names else [(None, provenance.UNKNOWN)]
     names = [f"{number}-{Path(path).stem}" for number, path in enumerate(paths, 1)] if networks[1:] else ["."]
     for folder in {output, *(output / name for name in names)}:
         require_writable(folder)
-<<<<<<< HEAD
-        files.require_ours(folder, report.file_names(wanted * arguments.save_maps, with_figures))
-=======
-        files.require_ours(folder, report.file_names(protocol_names * arguments.save_maps, arguments.figures))
->>>>>>> partC
+        files.require_ours(folder, report.file_names(protocol_names * arguments.save_maps, with_figures))
     device = choose_device(arguments.device, arguments.amp)
     start_processes(device)
     protocols = [protocols_for(model, protocol_names) if protocol_names else () for model, _ in networks]
