@@ -164,11 +164,11 @@ def main():
     git_commit()
     arguments = parse_arguments()
     protocol_names, output = CHOICES[arguments.protocol], Path(arguments.output_dir)
-    with_figures = arguments.figures != 0
     if arguments.record:
         recordings.score_recordings(arguments.record, arguments.load_path[0], output,
                                     recordings.settings_of(arguments, protocol_names))
         return
+    with_figures = arguments.figures != 0
     paths = arguments.load_path if arguments.load_model else [None]
     networks = [load_network(path, arguments.dims, arguments.hidden, arguments.seed) for path in paths
                 ] if protocol_names else [(None, provenance.UNKNOWN)]

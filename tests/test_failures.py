@@ -268,5 +268,3 @@ def test_full_disk_in_training(place, monkeypatch, capsys):
         code, _, error = run_train(monkeypatch, capsys)
     assert code == 2 and "run/model.pt could not be written (File too large)" in error
     assert {path: path.read_bytes() for path in (place / "run").iterdir()} == before
-
-
