@@ -159,6 +159,7 @@ class TrainingBatches:
         """rows: of the training array, to train on; r_peaks: of every one of its rows."""
         self.records, self.rows, self.normalisation, self.device = records, rows, normalisation, normalisation.device
         self.batch_size, self.mask_ratio, self.seed = batch_size, mask_ratio, seed
+        self.epoch_records = min(len(rows), epoch_records or len(rows))
         self.rank, self.processes = RANK, PROCESSES
         beats = [valid_beats(r_peaks[row])[0] for row in rows]
         self.number_of_beats = torch.tensor([len(positions) for positions in beats])
@@ -168,7 +169,7 @@ class TrainingBatches:
         self.on_device = self.load_all() if fits(records, rows, self.device) else None
 
     def __len__(self):
-        return -(-len(self.rows) // self.batch_size)
+        return -(-self.epoch_records // self.batch_size)
 
     def load_all(self) -> torch.Tensor:
         """The rows to train on as one tensor on the device."""
@@ -181,7 +182,7 @@ class TrainingBatches:
     def draw_order(self, epoch: int) -> tuple:
         """The order of an epoch's records, as places in self.rows, and the generator of what is drawn after it."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.rows), generator=generator), generator
+        return torch.randperm(len(self.rows), generator=generator)[:self.epoch_records], generator
 
     def rows_of_batch(self, epoch: int, number: int) -> np.ndarray:
         """The rows of train.npy that are in a batch (counted from 0) of an epoch, in all processes."""

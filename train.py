@@ -2,7 +2,7 @@
 
     python train.py --data_path ./data/ --save_model 1 --save_path ./ckpt/mymodel_new.pt      # as published
     python train.py --protocol clean --select val --save_path ./ckpt/clean/model.pt           # fold 9 held back
-    python train.py --input compand --epochs 10 --lr 3e-4 --save_path ./ckpt/companded/model.pt
+    python train.py --input compand --epochs 6 --epoch_records 400 --batch_size 8 --lr 1e-3 --save_path ./ckpt/companded/model.pt
     torchrun --nproc_per_node=4 train.py --save_path ./ckpt/mymodel_new.pt                    # four GPUs
 
 As published: all of train.npy, the normals of folds 1-9, for 50 epochs. The last epoch is kept; the authors kept the
@@ -52,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     method.add_argument("--input", choices=("minmax", "compand"), default="minmax", help="minmax: each lead and beat "
                         "by its own minimum and maximum, as published; compand: a power of the mV, by one scale a "
                         "lead (default %(default)s)")
+    method.add_argument("--epoch_records", type=int, help="records that an epoch draws (default: all)")
     method.add_argument("--uncertainty", choices=UNCERTAINTIES, default="log_variance", help="log_variance: inside "
                         "Tanh and shared by the leads, as published; constant: none; free: one a lead, outside Tanh")
     method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, "
@@ -75,8 +76,8 @@ def parse_arguments() -> argparse.Namespace:
 def check(flags: argparse.Namespace) -> argparse.Namespace:
     """The flags with the defaults that depend on others filled in. Raises UserError for what no run can do."""
     check_published_flags(flags)
-    for name, least in (("val_every", 1), ("val_beats", 0)):
-        if getattr(flags, name) < least:
+    for name, least in (("val_every", 1), ("val_beats", 0), ("epoch_records", 1)):
+        if getattr(flags, name) is not None and getattr(flags, name) < least:
             raise UserError(f"--{name} must be {least} or more, not {getattr(flags, name)}")
     if flags.resume and not flags.save_model:
         raise UserError(f"--resume needs the {LAST} that --save_model 0 does not write; leave one of them out")
@@ -322,7 +323,7 @@ def main():
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=WEIGHT_DECAY, fused=True)
     batches = TrainingBatches(records, rows, r_peaks, Normalisation.of(model.input, device), flags.batch_size,
-                              flags.mask_ratio, flags.seed)
+                              flags.mask_ratio, flags.seed, flags.epoch_records)
     config = {name: value for name, value in vars(flags).items() if name not in NOT_CONFIG}
     state = Run(Path(flags.save_path), {"train_fingerprint": fingerprint(records.signals), "processes": PROCESSES,
                                         **config}, bool(flags.save_model))
