@@ -155,8 +155,10 @@ class TrainingBatches:
     """
 
     def __init__(self, records: Records, rows: np.ndarray, r_peaks: list, normalisation: Normalisation,
-                 batch_size: int = 32, mask_ratio: int = 30, seed: int = 0):
-        """rows: of the training array, to train on; r_peaks: of every one of its rows."""
+                 batch_size: int = 32, mask_ratio: int = 30, seed: int = 0, epoch_records: int | None = None):
+        """rows: of the training array, to train on; r_peaks: of every one of its rows; epoch_records: how many of the
+        rows an epoch draws (default: all).
+        """
         self.records, self.rows, self.normalisation, self.device = records, rows, normalisation, normalisation.device
         self.batch_size, self.mask_ratio, self.seed = batch_size, mask_ratio, seed
         self.epoch_records = min(len(rows), epoch_records or len(rows))
