@@ -21,7 +21,7 @@ def scorers():
     return [Scorer(MCF(hidden=2).eval(), protocol) for protocol in PROTOCOLS.values()]
 
 
-@settings(properties, max_examples=8)
+@settings(properties, max_examples=3)
 @given(st.integers(0, 2 ** 32 - 1), st.floats(-40, 6), st.lists(st.integers(-10 ** 6, 10 ** 6), max_size=30))
 def test_any_record_gets_a_finite_score(scorers, seed, power, r_peaks):
     """Any accepted record with R peaks anywhere, even outside it, gets finite scores and maps."""

@@ -159,7 +159,8 @@ def test_outputs_do_not_depend_on_chance(ptbxl, prepared, tmp_path, monkeypatch)
     """The published labels depend on the order of a set; here neither hashes nor a slow worker change any byte."""
     monkeypatch.setenv("PYTHONHASHSEED", "1")
     process = start(ptbxl, tmp_path / "data", f"time.sleep(1.5 * (task[0] == {FLAT}))", workers=2)
-    assert process.wait(timeout=120) == 0, process.stderr.read()
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, stderr
     first, second = read_all(prepared[0]), read_all(tmp_path / "data")
     assert first.keys() == second.keys()
     assert all(first[name] == second[name] for name in first if name != arrays.MANIFEST)    # it holds the time
