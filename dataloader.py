@@ -64,20 +64,21 @@ class Normalisation:
     scale: torch.Tensor | None = None       # (leads,) mV that become 1; None: min-max
     exponent: float = 1.0
     linear_below: float = 0.0               # mV
+    device: torch.device = torch.device("cpu")
 
     @classmethod
-    def of(cls, stated: dict, device="cpu") -> "Normalisation":
+    def of(cls, stated: dict, device=torch.device("cpu")) -> "Normalisation":
         """stated: MCF.input."""
         if stated["kind"] == "minmax":
-            return cls()
-        return cls(torch.tensor(stated["scale"], device=device), stated["exponent"], stated["linear_below"])
+            return cls(device=device)
+        return cls(torch.tensor(stated["scale"], device=device), stated["exponent"], stated["linear_below"], device)
 
     @property
     def needs_millivolts(self) -> bool:
         return self.scale is not None
 
     def read(self, records: Records, rows) -> np.ndarray:
-        """Rows of a split as normalise() wants them, (n, 5000, leads) float32. Raises UserError where no mV are known."""
+        """Rows as normalise() wants them, (n, 5000, leads) float32. Raises UserError where no mV are known."""
         return records.millivolts(rows) if self.needs_millivolts else records.read(rows)
 
     def normalise(self, signals: torch.Tensor) -> torch.Tensor:
@@ -154,9 +155,9 @@ class TrainingBatches:
     """
 
     def __init__(self, records: Records, rows: np.ndarray, r_peaks: list, normalisation: Normalisation,
-                 device: torch.device, batch_size: int = 32, mask_ratio: int = 30, seed: int = 0):
+                 batch_size: int = 32, mask_ratio: int = 30, seed: int = 0):
         """rows: of the training array, to train on; r_peaks: of every one of its rows."""
-        self.records, self.rows, self.normalisation, self.device = records, rows, normalisation, device
+        self.records, self.rows, self.normalisation, self.device = records, rows, normalisation, normalisation.device
         self.batch_size, self.mask_ratio, self.seed = batch_size, mask_ratio, seed
         self.rank, self.processes = RANK, PROCESSES
         beats = [valid_beats(r_peaks[row])[0] for row in rows]
@@ -164,18 +165,18 @@ class TrainingBatches:
         self.beats = torch.zeros(len(beats), int(self.number_of_beats.max()), dtype=torch.long)
         for row, positions in zip(self.beats, beats):
             row[:len(positions)] = torch.from_numpy(positions)
-        self.held = self.hold() if fits(records, rows, device) else None
+        self.on_device = self.load_all() if fits(records, rows, self.device) else None
 
     def __len__(self):
         return -(-len(self.rows) // self.batch_size)
 
-    def hold(self) -> torch.Tensor:
+    def load_all(self) -> torch.Tensor:
         """The rows to train on as one tensor on the device."""
-        held = torch.empty((len(self.rows), *self.records.signals.shape[1:]), device=self.device)
+        whole = torch.empty((len(self.rows), *self.records.signals.shape[1:]), device=self.device)
         for start in range(0, len(self.rows), ROWS_AT_ONCE):
             part = slice(start, start + ROWS_AT_ONCE)
-            held[part] = send(self.normalisation.read(self.records, self.rows[part]), self.device)
-        return held
+            whole[part] = send(self.normalisation.read(self.records, self.rows[part]), self.device)
+        return whole
 
     def draw_order(self, epoch: int) -> tuple:
         """The order of an epoch's records, as places in self.rows, and the generator of what is drawn after it."""
@@ -209,8 +210,8 @@ class TrainingBatches:
 
     def fetch(self, places: torch.Tensor) -> torch.Tensor:
         """The records at these places in self.rows, (B, 5000, leads) float32 on the device."""
-        if self.held is not None:
-            return self.held[places.to(self.device)]
+        if self.on_device is not None:
+            return self.on_device[places.to(self.device)]
         return send(self.normalisation.read(self.records, self.rows[places.numpy()]), self.device)
 
 

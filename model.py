@@ -1,4 +1,4 @@
-"""MCF, the multi-scale cross-restoration network, with its trend input, its loss and its checkpoints (paper, section 2).
+"""MCF, the multi-scale cross-restoration network, its trend input, its loss and its checkpoints (paper, section 2).
 
 Two masked autoencoders, one for the whole recording ("global") and one for a heartbeat ("local"), exchange what they
 know by self-attention over their joined tokens; a third decoder restores the recording from its trend.
@@ -10,6 +10,7 @@ in memory: the same bytes, and the layout in which convolutions are fastest. The
 """
 import io
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -125,9 +126,10 @@ class MCF(nn.Module):
 
     def restore_signal(self, decoder: nn.Sequential, tokens):
         """Tokens -> (restored (B, samples, leads), log-variance (B, samples, 1)), of the trend's decoder unused."""
-        features = decoder[:-1](tokens.unsqueeze(2))
-        with torch.autocast(features.device.type, enabled=False):   # bfloat16 would round most log-variances to -1,
-            output = decoder[-1](features.float())                  # where Tanh has no gradient
+        features, device = decoder[:-1](tokens.unsqueeze(2)), tokens.device.type
+        # bfloat16 would round most log-variances to -1, where Tanh has no gradient
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            output = decoder[-1](features.float())
         return self.read_output(output.squeeze(2).transpose(1, 2))
 
     def read_output(self, output):

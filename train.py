@@ -3,7 +3,6 @@
     python train.py --data_path ./data/ --save_model 1 --save_path ./ckpt/mymodel_new.pt      # as published
     python train.py --protocol clean --select val --save_path ./ckpt/clean/model.pt           # fold 9 held back
     python train.py --input compand --epochs 10 --lr 3e-4 --save_path ./ckpt/companded/model.pt
-    python train.py --input compand --epochs 10 --lr 3e-4 --save_path ./ckpt/companded/model.pt --resume
     torchrun --nproc_per_node=4 train.py --save_path ./ckpt/mymodel_new.pt                    # four GPUs
 
 As published: all of train.npy, the normals of folds 1-9, for 50 epochs. The last epoch is kept; the authors kept the
@@ -50,16 +49,16 @@ def parse_arguments() -> argparse.Namespace:
     method.add_argument("--protocol", choices=PROTOCOLS, help="paper: train on the normals of folds 1-9, beats by "
                         "HeartPy; clean: of folds 1-8, beats by the slope of all leads (default: paper, with --input "
                         "compand clean)")
-    method.add_argument("--input", choices=("minmax", "compand"), default="minmax", help="minmax: each lead and beat by "
-                        "its own minimum and maximum, as published; compand: a power of the mV, by one scale a lead "
-                        "(default %(default)s)")
+    method.add_argument("--input", choices=("minmax", "compand"), default="minmax", help="minmax: each lead and beat "
+                        "by its own minimum and maximum, as published; compand: a power of the mV, by one scale a "
+                        "lead (default %(default)s)")
     method.add_argument("--uncertainty", choices=UNCERTAINTIES, default="log_variance", help="log_variance: inside "
                         "Tanh and shared by the leads, as published; constant: none; free: one a lead, outside Tanh")
     method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, "
                         "the last, or the best on the test set as the authors did, which is optimistic (default: val "
                         "where fold 9 is held back, else last)")
-    method.add_argument("--watch", nargs="+", choices=("val", "test"), default=[], help="splits whose AUROC is noted in "
-                        f"{TABLE} besides that of --select")
+    method.add_argument("--watch", nargs="+", choices=("val", "test"), default=[], help="splits whose AUROC is noted "
+                        f"in {TABLE} besides that of --select")
     method.add_argument("--val_every", type=int, default=1, help="score after every so many epochs, and the last")
     method.add_argument("--val_beats", type=int, default=2, help="beats a record in this scoring (default %(default)s; "
                         "0: all, as in test.py)")
@@ -84,10 +83,8 @@ def check(flags: argparse.Namespace) -> argparse.Namespace:
     path = Path(flags.save_path)
     if path.name in (LAST, TABLE):
         raise UserError(f"--save_path {path} is the name of a file that is written beside it; choose another name")
-    if flags.save_model:
-        require_writable(path, is_folder=False)
-        for name in (LAST, TABLE):
-            require_writable(path.with_name(name), is_folder=False)
+    for name in ("", LAST, TABLE) if flags.save_model else ():
+        require_writable(path.with_name(name) if name else path, is_folder=False)
     if flags.input == "compand" and flags.protocol == PAPER.name:
         raise UserError("--input compand is not the paper's, which --protocol paper is; leave one of them out")
     protocol = PROTOCOLS[flags.protocol or (PAPER if flags.input == "minmax" else CLEAN).name]
@@ -97,8 +94,6 @@ def check(flags: argparse.Namespace) -> argparse.Namespace:
         print("--select test keeps the epoch that is best on the test set, as published: its number is optimistic.")
     if select == "val" and protocol.fold_held_back is None:
         print("under --protocol paper fold 9's normals are in the training set: its validation AUROC is optimistic.")
-    if flags.epochs == 1:
-        print("--epochs 1: the published schedule ends at rate 0, so the only epoch learns nothing.")
     return argparse.Namespace(**{**vars(flags), "protocol": protocol.name, "select": select})
 
 
@@ -107,13 +102,9 @@ def choose_rows(protocol: Protocol, table: dict | None, records: int) -> np.ndar
     if protocol.fold_held_back is None:
         return np.arange(records)
     if table is None or "fold" not in table:
-        raise UserError("--protocol clean and --input compand hold fold 9 back, but no train_records.csv tells the folds "
-                        "of train.npy; make the arrays with preprocess.py, or train with --protocol paper")
-    rows = np.flatnonzero(table["fold"] != protocol.fold_held_back)
-    if not len(rows):
-        raise UserError(f"{SIGNAL_FILES['train']} holds fold 9 alone, which --protocol clean holds back; make it again "
-                        "from more of the data set")
-    return rows
+        raise UserError("--protocol clean and --input compand hold fold 9 back, but no train_records.csv tells the "
+                        "folds of train.npy; make the arrays with preprocess.py, or train with --protocol paper")
+    return np.flatnonzero(table["fold"] != protocol.fold_held_back)
 
 
 def learning_rate(initial: float, epoch: int, epochs: int) -> float:
@@ -154,10 +145,9 @@ def train_one_epoch(model: MCF, step: TrainingStep, batches: TrainingBatches, ep
     torch.manual_seed((batches.seed * 1_000_003 + epoch) * PROCESSES + RANK)
     totals = torch.zeros(len(TERMS) + 1, device=batches.device)             # of the terms over records, and records
     losses = []                                                             # of each batch, left on the device
-    shown = torch.zeros(len(totals), pin_memory=batches.device.type == "cuda")
+    shown = torch.zeros(len(totals), pin_memory=batches.device.type == "cuda")      # copied while the GPU goes on
     checked = batches.device.type == "cpu" and PROCESSES == 1               # several would have to leave together
-    progress = tqdm(batches.draw_epoch(epoch), total=len(batches), desc=f"epoch {epoch}", unit="batch", leave=False,
-                    disable=RANK > 0)
+    progress = tqdm(batches.draw_epoch(epoch), desc=f"epoch {epoch}", total=len(batches), leave=False, disable=RANK > 0)
     for batch, share, records in progress:
         terms = step(batch, share)
         losses.append(terms[0])
@@ -204,8 +194,8 @@ class Validation:
     def auroc(self, model: MCF, mask_ratio: int, amp: str, beats: int) -> float:
         """beats: a record, 0 for all."""
         scorer = Scorer(model, self.protocol, mask_ratio, amp)
-        return detection_auroc(self.labels, scorer.score(self.records, self.r_peaks, beats_per_record=beats or None)
-                               .scores)
+        scored = scorer.score(self.records, self.r_peaks, beats_per_record=beats or None)
+        return detection_auroc(self.labels, scored.scores)
 
 
 class Run:
@@ -221,8 +211,6 @@ class Run:
         if not self.last_path.exists():
             raise UserError(f"{self.last_path} is missing, so there is nothing to resume; start without --resume")
         stored, facts = load_checkpoint(self.last_path)
-        if "optimizer_state_dict" not in facts:
-            raise UserError(f"{self.last_path} cannot be resumed, it holds no optimizer; start without --resume")
         try:
             differing = [name for name in self.config if facts["config"].get(name) != self.config[name]]
             if not differing:
@@ -258,22 +246,21 @@ class Run:
         save_checkpoint(self.last_path, model, **facts, best=self.best, optimizer_state_dict=optimizer.state_dict())
         self.epoch = row["epoch"]
 
-    def finish(self, device: torch.device, normals_of):
+    def finish(self, normals_of, device: torch.device):
         """After the last epoch: the whole history, and the scores of fold 9's normals, into the selected checkpoint.
 
-        normals_of: model -> what percentiles.score_normals gives, or None. All processes score. Nothing else in the file
-        changes, and the file of another run stays as it is; what is wrong is printed, as nothing of the training is lost.
+        normals_of: model -> what percentiles.score_normals gives. All processes score. Nothing else in the file
+        changes, and that of another run stays as it is; what is wrong is printed: nothing of the training is lost.
         """
         try:
             model, facts = load_checkpoint(self.path)
             if facts.get("config") != self.config:
                 raise UserError(f"{self.path} was kept by another run; the history of this one is in {TABLE}")
             added = {"history": self.history}
-            if normals_of and KEY not in facts:
-                try:
-                    added |= normals_of(model.to(device))
-                except UserError as error:
-                    print(f"no percentiles: {error}")
+            try:
+                added |= {} if KEY in facts else normals_of(model.to(device))
+            except UserError as error:
+                print(f"no percentiles: {error}")
             if self.saves and any(facts.get(name) != value for name, value in added.items()):
                 save_checkpoint(self.path, model, **(facts | added))
         except UserError as error:
@@ -285,14 +272,14 @@ def run_epochs(model: MCF, step: TrainingStep, batches: TrainingBatches, state: 
     config = state.config
     for epoch in range(state.epoch + 1, config["epochs"] + 1):
         started, rate = time.perf_counter(), learning_rate(config["lr"], epoch, config["epochs"])
-        for group in step.optimizer.param_groups:
-            group["lr"] = rate
+        step.optimizer.param_groups[0]["lr"] = rate
         losses = train_one_epoch(model, step, batches, epoch, table)
         row = {**dict.fromkeys(HISTORY), "epoch": epoch, "loss": losses["loss"], "lr": rate,
                **{f"loss_{term}": losses[term] for term in TERMS[1:]}}
         if epoch % config["val_every"] == 0 or epoch == config["epochs"]:
             for split, validation in validations.items():
-                row[f"{split}_auroc"] = validation.auroc(model, config["mask_ratio"], config["amp"], config["val_beats"])
+                row[f"{split}_auroc"] = validation.auroc(model, *(config[name] for name in
+                                                                  ("mask_ratio", "amp", "val_beats")))
         row["seconds"] = round(time.perf_counter() - started, 2)
         state.keep(model, step.optimizer, row)
         aurocs = "".join(f"  {split} AUROC {row[f'{split}_auroc']:.4f}" for split in validations
@@ -312,8 +299,8 @@ def explained(state: Run, batch_size: int):
                   "\nno epoch was finished, so nothing of this run is kept")
         raise
     except torch.OutOfMemoryError as error:
-        raise UserError(f"the GPU's memory does not hold a training step of --batch_size {batch_size}; lower it, or end "
-                        "what else runs on the GPU") from error
+        raise UserError(f"the GPU's memory does not hold a training step of --batch_size {batch_size}; lower it, or "
+                        "end what else runs on the GPU") from error
 
 
 def main():
@@ -334,11 +321,11 @@ def main():
         model.input = measure_companding(records, rows)
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=WEIGHT_DECAY, fused=True)
-    batches = TrainingBatches(records, rows, r_peaks, Normalisation.of(model.input, device), device, flags.batch_size,
+    batches = TrainingBatches(records, rows, r_peaks, Normalisation.of(model.input, device), flags.batch_size,
                               flags.mask_ratio, flags.seed)
+    config = {name: value for name, value in vars(flags).items() if name not in NOT_CONFIG}
     state = Run(Path(flags.save_path), {"train_fingerprint": fingerprint(records.signals), "processes": PROCESSES,
-                                        **{name: value for name, value in vars(flags).items() if name not in NOT_CONFIG}},
-                bool(flags.save_model))
+                                        **config}, bool(flags.save_model))
     if flags.resume:
         state.resume(model, optimizer)
     elif flags.save_model and (state.path.exists() or state.last_path.exists()):
@@ -351,8 +338,8 @@ def main():
         run_epochs(model, step, batches, state, validations, table)
         wait_for_all()                                      # for the first one, which writes the last epoch
         if flags.save_model:
-            state.finish(device, partial(score_normals, data_path=flags.data_path, mask_ratio=flags.mask_ratio)
-                         if flags.reference else None)
+            state.finish(partial(score_normals, data_path=flags.data_path, mask_ratio=flags.mask_ratio)
+                         if flags.reference else lambda model: {}, device)
             print(f"checkpoint: {flags.save_path}\nscore it with: python test.py --data_path {flags.data_path} "
                   f"--load_model 1 --load_path {flags.save_path}")
     stop_processes()

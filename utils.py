@@ -151,13 +151,13 @@ def git_commit() -> str:
 
 def versions() -> dict:
     """Python's and the packages' versions, None for a package that is not installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed
 
 
 def usable_cores() -> int:

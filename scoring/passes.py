@@ -82,9 +82,9 @@ class Scorer:
             try:
                 block = self.prepare(records, r_peaks, rows[some], not with_maps and self.protocol.as_stored,
                                      beats_per_record)
-                scores[some], found = self.score_block(block, with_maps)
+                scores[some], of_block = self.score_block(block, with_maps)
                 if with_maps:
-                    maps[some] = smooth_maps(found).cpu()
+                    maps[some] = smooth_maps(of_block).cpu()
             except torch.OutOfMemoryError as error:
                 raise UserError("the GPU's free memory does not hold the scoring; end what else runs on it, or choose "
                                 "--device cpu") from error
@@ -149,7 +149,7 @@ class Scorer:
         return scores / weight, whole / weight[:, None, None] + self.lay_down(block, local / passes)
 
     def lay_down(self, block: Block, errors: torch.Tensor) -> torch.Tensor:
-        """Errors of beats (n, 480, leads) at the beats' places: (R, 4800, leads), overlapping ones summed or averaged."""
+        """Errors of beats (n, 480, leads) at their places: (R, 4800, leads), overlapping ones summed or averaged."""
         records, _, leads = block.ecg.shape
         samples = block.owners[block.shown][:, None] * RECORD_LENGTH + samples_of_beats(block.places)   # (m, 480)
         laid = torch.zeros(records * RECORD_LENGTH, leads, device=self.device)

@@ -18,14 +18,15 @@ SPLIT = "val"                       # fold 9
 
 
 def score_normals(model: MCF, data_path, mask_ratio: int) -> dict:
-    """What a checkpoint keeps of fold 9's normals: {KEY: ..., RATIO_KEY: ...}. Raises UserError where fold 9 is missing."""
+    """What a checkpoint keeps of fold 9's normals: {KEY: ..., RATIO_KEY: ...}. Raises UserError without fold 9."""
     records = open_records(data_path, SPLIT, model.leads)
     rows = np.flatnonzero(open_labels(data_path, SPLIT, (len(records),)) == 0)
     print(f"scoring the {len(rows)} normals of fold 9, with which recordings of one's own are compared")
     scores = {}
     for protocol in protocols_for(model, PROTOCOLS):
         r_peaks = load_r_peaks(data_path, SPLIT, records, protocol.detector)
-        scores[protocol.name] = sorted(Scorer(model, protocol, mask_ratio).score(records, r_peaks, rows).scores.tolist())
+        scored = Scorer(model, protocol, mask_ratio).score(records, r_peaks, rows)
+        scores[protocol.name] = sorted(scored.scores.tolist())
     return {KEY: scores, RATIO_KEY: mask_ratio}
 
 
@@ -37,8 +38,8 @@ def read_normals(path, facts: dict, mask_ratio: int) -> tuple:
     config, stored = facts.get("config"), facts.get(KEY)
     config = config if isinstance(config, dict) else {}
     if stored is None:
-        return {}, (f"no percentiles: {path} holds no scores of fold 9's normals, which train.py and tools/ship_weights.py "
-                    f"add where {SIGNAL_FILES[SPLIT]} is there")
+        return {}, (f"no percentiles: {path} holds no scores of fold 9's normals, which train.py and "
+                    f"tools/ship_weights.py add where {SIGNAL_FILES[SPLIT]} is there")
     if not (isinstance(stored, dict) and stored and all(are_scores(values) for values in stored.values())):
         return {}, f"no percentiles: what {path} holds as {KEY} are not lists of finite numbers; train it again"
     if facts.get(RATIO_KEY, config.get("mask_ratio")) != mask_ratio:

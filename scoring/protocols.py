@@ -36,7 +36,7 @@ def published_masks(mask_ratio: int) -> tuple:
 
 
 def covering_masks(mask_ratio: int) -> tuple:
-    """Masks that hide every sample exactly once: global (P, 4800), local (P, 480), P = 100 / mask_ratio, two at least."""
+    """Masks that hide every sample exactly once, global (P, 4800) and local (P, 480), P = 100 / mask_ratio or 2."""
     passes = max(2, round(100 / mask_ratio))
     number = torch.arange(passes)[:, None]
     return (torch.arange(GLOBAL_LENGTH) // PATCH_LENGTH % passes == number,

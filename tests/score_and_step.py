@@ -30,7 +30,7 @@ benchmark, normals = open_records(data, "benchmark", 12), open_records(data, "tr
 found = passes.Scorer(network, CLEAN).score(benchmark, load_r_peaks(data, "benchmark", benchmark, "slope"),
                                             range(7), with_maps=True, beats_per_record=2)
 batches = TrainingBatches(normals, np.arange(len(normals)), load_r_peaks(data, "train", normals, "slope"),
-                          Normalisation(), device, batch_size=7)
+                          Normalisation(), batch_size=7)
 step = train.TrainingStep(network, torch.optim.SGD(network.parameters(), 0.0), device)
 batch, share, _ = next(batches.draw_epoch(1))
 step(batch, share)

@@ -122,7 +122,7 @@ def batches_of(data):
 
     def make(seed=0, batch_size=5, input_=None):
         return TrainingBatches(records, np.arange(len(records)), r_peaks, Normalisation.of(input_ or {"kind": "minmax"}),
-                               torch.device("cpu"), batch_size, seed=seed)
+                               batch_size, seed=seed)
     return make
 
 

@@ -35,12 +35,13 @@ def test_two_processes_do_what_one_does(data, tmp_path, monkeypatch):
                                  env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert process.returncode == 0, process.stderr
     assert process.stdout.count("2 processes") == 1
-    one, two = np.load(tmp_path / "one.npz"), np.load(tmp_path / "two.npz")
+    with np.load(tmp_path / "one.npz") as one, np.load(tmp_path / "two.npz") as two:
+        one, two = dict(one), dict(two)
     assert np.unique(one["scores"]).size == len(one["scores"]) == 7
     np.testing.assert_array_equal(two["scores"], one["scores"])
     np.testing.assert_array_equal(two["maps"], one["maps"])
     np.testing.assert_allclose(two["gradient"], one["gradient"], rtol=1e-3, atol=1e-5 * np.abs(one["gradient"]).max())
-    one, two = (list(csv.DictReader((tmp_path / name / "history.csv").open())) for name in ("one", "two"))
+    one, two = (list(csv.DictReader((tmp_path / name / "history.csv").read_text().splitlines())) for name in ("one", "two"))
     assert [row["epoch"] for row in two] == ["1", "2"]
     for row, other in zip(one, two):
         assert abs(float(row["loss"]) - float(other["loss"])) < 0.2
@@ -55,7 +56,7 @@ def test_no_step_waits_for_the_device(data, monkeypatch):
     monkeypatch.setattr(dataloader, "fits", lambda *_: True)
     records, device = open_records(data, "train", 12), torch.device("meta")
     batches = TrainingBatches(records, np.arange(len(records)), load_r_peaks(data, "train", records, "slope"),
-                              Normalisation(), device, batch_size=3)
+                              Normalisation(device=device), batch_size=3)
     model = make_model().to(device).train()
     step, seen = TrainingStep(model, torch.optim.AdamW(model.parameters()), device), 0
     for batch, share, records_of_batch in batches.draw_epoch(1):

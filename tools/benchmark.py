@@ -36,8 +36,8 @@ from model import MCF  # noqa: E402
 from scoring.passes import Scorer  # noqa: E402
 from scoring.protocols import CLEAN  # noqa: E402
 from train import TrainingStep, Validation, choose_rows, learning_rate, train_one_epoch  # noqa: E402
-from utils import (UserError, choose_device, cpu_computes_bfloat16, git_commit, require_writable, run, save_json,  # noqa: E402
-                   usable_cores, versions)
+from utils import UserError, choose_device, cpu_computes_bfloat16, git_commit, require_writable, run  # noqa: E402
+from utils import save_json, usable_cores, versions  # noqa: E402
 
 TOLERANCE = 1e-4                    # relative, of scores against the plain loop, in float32
 BATCH = 32
@@ -48,7 +48,8 @@ THINNING, BEATS = 3, 2                      # every third record of fold 9 and t
 
 def published_names(model: MCF) -> dict:
     """MCF's weights under the published names, which the plain loop reads."""
-    renamed = {"attention.out_proj": "attn.output_linear", "norm.weight": "layer_norm.a_2", "norm.bias": "layer_norm.b_2"}
+    renamed = {"attention.out_proj": "attn.output_linear", "norm.weight": "layer_norm.a_2",
+               "norm.bias": "layer_norm.b_2"}
     state = {}
     for name, value in model.state_dict().items():
         part, rest = name.split(".", 1)
@@ -124,7 +125,7 @@ def benchmark_training(device: torch.device, repeats: int, peaks: dict) -> dict:
 
 
 def benchmark_detection(device: torch.device, repeats: int, peaks: dict, quick: bool) -> dict:
-    """Seconds a record of detection, clean protocol: the plain loop, ours in every precision, and by the median beat."""
+    """Seconds a record of detection under clean: the plain loop, ours in every precision, and by the median beat."""
     torch.manual_seed(0)
     model = MCF().to(device).eval()
     state, few = published_names(model), 1 if quick else 8
@@ -149,24 +150,24 @@ def benchmark_detection(device: torch.device, repeats: int, peaks: dict, quick: 
         name: operations[name] / seconds[name]["median"] / peaks[name if name in peaks else "off"] for name in scorers}}
 
 
-def time_to_accuracy(data_path, device: torch.device, kind: str, epochs: int = EPOCHS) -> dict:
-    """Train with an input, "minmax" or "compand", until fold 9 says ACCURACY, for so many epochs at most.
+def time_to_accuracy(data_path, device: torch.device, kind: str) -> dict:
+    """Train with an input, "minmax" or "compand", until fold 9 says ACCURACY, for EPOCHS at most.
 
     Returns the seconds of training, None where it was not reached, and the AUROC after each epoch.
     """
     records = open_records(data_path, "train", len(LEAD_NAMES))
     rows = choose_rows(CLEAN, load_table(data_path, "train", records), len(records))
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, RECORDS).astype(int))]
-    validation, r_peaks = Validation(data_path, "val", records.leads, CLEAN), load_r_peaks(data_path, "train", records,
-                                                                                             CLEAN.detector)
+    validation = Validation(data_path, "val", records.leads, CLEAN)
+    r_peaks = load_r_peaks(data_path, "train", records, CLEAN.detector)
     torch.manual_seed(0)
     model = MCF(records.leads)
     model.input = measure_companding(records, rows) if kind == "compand" else model.input
-    batches = TrainingBatches(records, rows, r_peaks, Normalisation.of(model.input, device), device, BATCH)
+    batches = TrainingBatches(records, rows, r_peaks, Normalisation.of(model.input, device), BATCH)
     step = TrainingStep(model, torch.optim.AdamW(model.to(device).parameters(), RATE, fused=True), device)
     some, seconds, aurocs = np.arange(0, len(validation.records), THINNING), 0.0, []
-    for epoch in range(1, epochs + 1):
-        step.optimizer.param_groups[0]["lr"] = learning_rate(RATE, epoch, epochs)
+    for epoch in range(1, EPOCHS + 1):
+        step.optimizer.param_groups[0]["lr"] = learning_rate(RATE, epoch, EPOCHS)
         started = time.perf_counter()
         train_one_epoch(model, step, batches, epoch, None)              # reads the losses, so it waits for the device
         seconds += time.perf_counter() - started
