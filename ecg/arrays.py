@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ecg.r_peaks import find_r_peaks_by_heartpy, find_r_peaks_by_slope
@@ -235,8 +236,9 @@ def make_r_peaks(records: Records, detector: str, title: str) -> list:
     """The R peaks of every record by a detector of R_PEAKS_FILES. title: of the progress bar."""
     records.require_sound()
     lead = min(LEAD_II, records.leads - 1)
-    return [find_r_peaks_by_slope(record) if detector == "slope" else find_r_peaks_by_heartpy(record[:, lead])
-            for record in tqdm(records.iterate(), desc=title, total=len(records), unit="record")]
+    with threadpool_limits(1):              # small matrix products: more threads would wait for each other
+        return [find_r_peaks_by_slope(record) if detector == "slope" else find_r_peaks_by_heartpy(record[:, lead])
+                for record in tqdm(records.iterate(), desc=title, total=len(records), unit="record")]
 
 
 def pack_details(file, low: list, high: list, phases: list, signals_fingerprint: str):
