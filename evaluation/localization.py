@@ -78,7 +78,7 @@ def choose_examples(benchmark: Benchmark, maps: np.ndarray, protocol: str) -> li
     diagnoses all records with points of both kinds are one group.
     """
     own = rank_each(benchmark.labels, maps)[:, 0]
-    groups = {"all": ("all records", np.isfinite(own))}
+    groups = {"all": ("points of both kinds", np.isfinite(own))}
     if benchmark.diagnoses:
         rules = [ludb.rules_of(diagnoses) for diagnoses in benchmark.diagnoses]
         groups = {rule.key: (rule.title, np.isfinite(own) & [rule in marking for marking in rules])

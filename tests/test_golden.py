@@ -57,7 +57,7 @@ def test_golden_values(few, published_state, tmp_path):
 
 
 def test_the_authors_command_line_gives_their_numbers(reference, reference_records, published_state, tmp_path):
-    """On the authors' layout (float64, no sidecars) and a published checkpoint: the scores and maps that were measured."""
+    """On float64 arrays without sidecars and a published checkpoint: the scores and maps that were measured."""
     filtered = {ecg_id: filter_leads(record) for ecg_id, record in reference_records.items()}
     expected_maps = np.load(reference / "localization_maps.npz")
     benchmark = np.stack([filtered[ecg_id] for ecg_id in expected_maps["ecg_id"]])          # mV: test.py normalises
