@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ecg import arrays, download, ludb, ptbxl, signals
@@ -65,7 +66,7 @@ def load_marked_points(path: str | None) -> dict:
     if path is None:
         return {}
     try:
-        with np.load(path, allow_pickle=False) as truth:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as truth:
             ecg_ids, labels = truth["ecg_id"], truth["label"]
     except Exception as error:          # numpy and zipfile raise whatever a damaged file makes them trip over
         raise UserError(f"{path} given as --benchmark_truth cannot be read ({type(error).__name__}); it must be an "
@@ -98,6 +99,7 @@ def prepare_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
+    threadpool_limits(1)                                # a worker a core: more threads would wait for each other
     parent = os.getppid()
 
     def leave_with_parent():

@@ -4,6 +4,7 @@
     python test.py --load_path ./ckpt/mymodel.pt --save_maps 1 --output_dir results/mymodel
     python test.py --load_path ckpt/seed0/model.pt ckpt/seed1/model.pt ckpt/seed2/model.pt    # mean and deviation
     python test.py --protocol none                                             # the scores without a network alone
+    python test.py --load_path ./ckpt/mymodel.pt --record one.hea two.csv      # recordings of one's own
 
 Prints the AUROCs with their intervals, and writes report.md, results.json, detection_scores.csv and the figures; with
 --save_maps 1 the localization maps too. Where fold 9 is there it is scored too, and sets the operating points.
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation import drawing, figures, files, numbers, provenance, report, rival
+from evaluation import drawing, figures, files, numbers, provenance, recordings, report, rival
 from evaluation.localization import choose_examples
 from evaluation.numbers import Scored, Truth
 from evaluation.splits import load_splits
@@ -37,20 +38,28 @@ def parse_arguments() -> argparse.Namespace:
     published.add_argument("--load_path", nargs="+", default=["./ckpt/mymodel.pt"],
                            help="checkpoint, or several of them (default ./ckpt/mymodel.pt)")
     reporting = parser.add_argument_group("report")
-    reporting.add_argument("--protocol", choices=CHOICES, default="all", help="which evaluation; none: no network, only "
-                           "the scores that need none (default %(default)s)")
+    reporting.add_argument("--protocol", choices=CHOICES, default="all", help="which evaluation; none: the scores "
+                           "without a network alone (default %(default)s)")
     reporting.add_argument("--output_dir", default="results/", help="folder of the report (default %(default)s)")
     reporting.add_argument("--save_maps", type=int, choices=(0, 1), default=0,
                            help="write localization_maps_<protocol>.npy, (records, 4800, leads) float32")
-    reporting.add_argument("--figures", type=int, choices=(0, 1), default=1, help="0: leave the figures out")
+    reporting.add_argument("--figures", type=int, metavar="N", help="0: leave the figures out; with --record: how many "
+                           "windows of each recording are drawn, the most anomalous ones (default 10)")
     reporting.add_argument("--fold9", type=int, choices=(0, 1), default=1, help="0: leave fold 9 out, and with it the "
                            "operating points and combined; saves half the time")
+    own = parser.add_argument_group("recordings of one's own")
+    own.add_argument("--record", nargs="+", metavar="FILE", help="score these instead of the test set: WFDB records or "
+                     ".csv files, as ecg/recording_files.py reads them")
+    recordings.add_flags(own)
     running = parser.add_argument_group("running")
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: convolutions in bfloat16, "
                          "faster and less exact (default off: float32)")
     arguments = parser.parse_args()
     check_published_flags(arguments)
+    if arguments.record and (len(arguments.load_path) > 1 or not arguments.load_model or arguments.protocol == "none"):
+        raise UserError("--record needs one trained network; name one checkpoint with --load_path, and leave out "
+                        "--load_model 0 and --protocol none")
     return arguments
 
 
@@ -84,12 +93,12 @@ def score_splits(scorer: Scorer, splits: dict) -> Scored:
     detector, seconds, scores, maps = scorer.protocol.detector, {}, {}, None
     for name, split in splits.items():
         started = time.perf_counter()
-        found = scorer.score(split.records, split.r_peaks[detector], with_maps=name == "benchmark")
+        result = scorer.score(split.records, split.r_peaks[detector], with_maps=name == "benchmark")
         seconds[name] = time.perf_counter() - started
         if name == "benchmark":
-            maps = found.maps
+            maps = result.maps
         else:
-            scores[name] = found.scores
+            scores[name] = result.scores
     return Scored(scores, maps, detector, seconds)
 
 
@@ -154,17 +163,22 @@ def report_average(folder: Path, names: list, runs: list, about: dict):
 def main():
     git_commit()
     arguments = parse_arguments()
-    wanted, output = CHOICES[arguments.protocol], Path(arguments.output_dir)
+    protocol_names, output = CHOICES[arguments.protocol], Path(arguments.output_dir)
+    if arguments.record:
+        recordings.score_recordings(arguments.record, arguments.load_path[0], output,
+                                    recordings.settings_of(arguments, protocol_names))
+        return
+    with_figures = arguments.figures != 0
     paths = arguments.load_path if arguments.load_model else [None]
-    names = [f"{number}-{Path(path).stem}" for number, path in enumerate(paths, 1)] if wanted and paths[1:] else ["."]
+    networks = [load_network(path, arguments.dims, arguments.hidden, arguments.seed) for path in paths
+                ] if protocol_names else [(None, provenance.UNKNOWN)]
+    names = [f"{number}-{Path(path).stem}" for number, path in enumerate(paths, 1)] if networks[1:] else ["."]
     for folder in {output, *(output / name for name in names)}:
         require_writable(folder)
-        files.require_ours(folder, report.file_names(wanted * arguments.save_maps, arguments.figures))
+        files.require_ours(folder, report.file_names(protocol_names * arguments.save_maps, with_figures))
     device = choose_device(arguments.device, arguments.amp)
     start_processes(device)
-    networks = [load_network(path, arguments.dims, arguments.hidden, arguments.seed) for path in paths] if wanted else [
-        (None, provenance.UNKNOWN)]
-    protocols = [protocols_for(model, wanted) if wanted else () for model, _ in networks]
+    protocols = [protocols_for(model, protocol_names) if protocol_names else () for model, _ in networks]
     splits = load_splits(arguments.data_path, arguments.dims,
                          {rival.DETECTOR, *(protocol.detector for some in protocols for protocol in some)},
                          arguments.fold9)
@@ -179,14 +193,14 @@ def main():
                    for protocol in some}
         one = Run(checkpoint, scorers, {name: score_splits(scorer, splits) for name, scorer in scorers.items()})
         if RANK == 0:
-            reports.append(report_run(output / name, one, truth, rivals, about, arguments.figures,
+            reports.append(report_run(output / name, one, truth, rivals, about, with_figures,
                                       arguments.save_maps))
     if reports[1:]:
         report_average(output, names, [entries for entries, _ in reports], about)
     elif reports:
         report.print_report(reports[0][0], rivals.baselines, reports[0][1])
     print(f"written to {output}: {report.REPORT_FILE}, {files.RESULTS_FILE}, {report.SCORES_FILE}"
-          + " and the figures" * arguments.figures)
+          + " and the figures" * with_figures)
     stop_processes()
 
 

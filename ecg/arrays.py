@@ -73,14 +73,14 @@ def details_path(data_path, split: str) -> Path:
 def load_npy(path) -> np.ndarray:
     """Map an .npy file into memory, read only. Pickled objects are refused. Raises UserError."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with open(path, "rb") as file:
+            if file.read(len(np.lib.format.MAGIC_PREFIX)) != np.lib.format.MAGIC_PREFIX:
+                raise ValueError("not an .npy file")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{path} is missing; make it with preprocess.py, or name its folder with --data_path") from None
     except Exception as error:          # numpy evaluates the header: a damaged one raises whatever its parser meets
         raise UserError(f"{path} is not a readable .npy array ({type(error).__name__}); make it again") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path} is an archive, not an .npy array; make it again")
-    return array
 
 
 @dataclass
@@ -213,7 +213,7 @@ def load_r_peaks(data_path, split: str, records: Records, detector: str) -> list
     path, identity, ours = r_peaks_path(data_path, split, detector), fingerprint(records.signals), True
     if path.exists():
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 same_detector = str(stored.get("detector", detector)) == detector       # early sidecars do not say it
                 if same_detector and str(stored["fingerprint"]) == identity and len(stored["peaks"]) == len(records):
                     return [row[row >= 0].astype(np.int32) for row in stored["peaks"]]
@@ -254,7 +254,7 @@ def load_details(data_path, split: str, signals: np.ndarray) -> dict | None:
     """
     path = details_path(data_path, split)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != fingerprint(signals):
                 return None
             details = {name: stored.get(name) for name in ("phases", "low", "high")}

@@ -36,7 +36,7 @@ def is_ours(path: Path, split: str, manifests: list) -> bool:
         return False
     if path.name.startswith(f"{split}_r_peaks"):            # made again on first use, so no manifest knows them
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 return "fingerprint" in stored
         except Exception:               # numpy and zipfile raise whatever a foreign file makes them trip over
             return False
@@ -98,13 +98,19 @@ class Staging:
     """
 
     def __init__(self, data_path: Path):
-        self.data_path, self.folder, self.names = data_path, data_path / arrays.UNFINISHED, []
+        self.data_path, self.folder = data_path, data_path / arrays.UNFINISHED
+        self.names, self.writers = [], []
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def stage(self, name: str) -> Path:
         """Where the file of this name is written until it is published."""
         self.names.append(name)
         return self.folder / name
+
+    def stage_rows(self, name: str, dtype) -> RowWriter:
+        """The writer of an .npy file of this name, with rows of RECORD_SHAPE."""
+        self.writers.append(RowWriter(self.stage(name), RECORD_SHAPE, dtype))
+        return self.writers[-1]
 
     def write(self, name: str, write):
         """Let write(binary file) fill the staged file of this name."""
@@ -129,6 +135,9 @@ class Staging:
 
     def discard(self):
         """Remove what is staged, unless publish() was stopped in the middle."""
+        for writer in self.writers:
+            with contextlib.suppress(OSError):      # of a full disk, told before
+                writer.file.close()
         for name in self.names if (self.data_path / arrays.MANIFEST).exists() or REPLACED not in self.names else []:
             (self.folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):          # a run that was stopped earlier left something there
@@ -140,10 +149,8 @@ class SplitWriter:
 
     def __init__(self, staging: Staging, split: str):
         self.staging, self.split, self.normalised = staging, split, split in arrays.NORMALISED_SPLITS
-        self.signals = RowWriter(staging.stage(arrays.SIGNAL_FILES[split]), RECORD_SHAPE, np.float32)
-        self.points = None
-        if split == "benchmark":
-            self.points = RowWriter(staging.stage(arrays.LABEL_FILES[split]), RECORD_SHAPE, np.uint8)
+        self.signals = staging.stage_rows(arrays.SIGNAL_FILES[split], np.float32)
+        self.points = staging.stage_rows(arrays.LABEL_FILES[split], np.uint8) if split == "benchmark" else None
         self.rows, self.r_peaks, self.low, self.high, self.phases = [], [], [], [], []
 
     def append(self, row: dict, filtered, r_peaks: dict, points=None, phases=None):

@@ -1,4 +1,4 @@
-"""From scores to the report: the splits that are scored, trivial scores, metrics, numbers, tables and figures.
+"""From scores to the report: the splits that are scored, scores without a network, metrics, numbers, tables, figures.
 
-Nothing here runs the network.
+Recordings of one's own are scored and drawn here too.
 """

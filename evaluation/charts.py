@@ -88,9 +88,7 @@ def draw_score_histograms(scores: dict, labels: np.ndarray, thresholds: dict) ->
                 axes.axvline(value, color=BLACK, linestyle=THRESHOLDS[key][1], linewidth=0.9)
         if logarithmic:
             axes.set_xscale("log")
-            factor = edges[-1] / edges[0]
-            subs = (1, 2, 5) if factor < 1e3 else (1,)
-            axes.xaxis.set_major_locator(MaxNLocator(4) if factor < 10 else LogLocator(subs=subs))
+            axes.xaxis.set_major_locator(MaxNLocator(4) if edges[-1] < 10 * edges[0] else LogLocator())
             axes.xaxis.set_major_formatter("{x:g}")
             axes.xaxis.minorticks_off()
         axes.set(title=name, xlabel="anomaly score", ylabel="records of the class (%)", xlim=edges[[0, -1]])

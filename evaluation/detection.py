@@ -61,16 +61,16 @@ def evaluate_detection(cohort: Cohort, scores: dict) -> dict:
     """All of detection for one score: AUROC, average precision, within age bands, both groupings, and the operating
     points that fold 9 sets, where it was scored."""
     of_test = np.asarray(scores["test"])
-    found = metrics.rank_records(cohort.labels, of_test, cohort.resamples)
-    found["within_age_bands"] = metrics.rank_within(cohort.labels, of_test, cohort.age_bands, cohort.resamples)
+    numbers = metrics.rank_records(cohort.labels, of_test, cohort.resamples)
+    numbers["within_age_bands"] = metrics.rank_within(cohort.labels, of_test, cohort.age_bands, cohort.resamples)
     for name, members in (("by_superclass", cohort.superclasses), ("by_statement", cohort.statements)):
-        found[name] = metrics.rank_groups(cohort.labels, of_test, members, cohort.resamples)
-    found["operating_points"] = None
+        numbers[name] = metrics.rank_groups(cohort.labels, of_test, members, cohort.resamples)
+    numbers["operating_points"] = None
     if cohort.fold9_labels is not None:
         thresholds = metrics.choose_thresholds(cohort.fold9_labels, scores["val"])
-        found["operating_points"] = {name: metrics.operate(cohort.labels, of_test, threshold, cohort.resamples)
+        numbers["operating_points"] = {name: metrics.operate(cohort.labels, of_test, threshold, cohort.resamples)
                                      for name, threshold in thresholds.items()}
-    return found
+    return numbers
 
 
 def combine(parts: list, fold9_labels: np.ndarray) -> dict:

@@ -172,8 +172,8 @@ def draw_lead(axes, strip, example: Example, lead: int, window: tuple, limits: t
                  extent=(begin, end, 0, 1))
     strip.axhline(0, color=BLACK, linewidth=0.4)
     for kind, look in MARKING.items():
-        found = stretches(example.truth[start:stop, lead] == kind) / SAMPLING_RATE
-        spans = [(begin + first, last - first) for first, last in found]
+        marks = stretches(example.truth[start:stop, lead] == kind) / SAMPLING_RATE
+        spans = [(begin + first, last - first) for first, last in marks]
         strip.broken_barh(spans, (-0.5, 0.5), zorder=0.5, **look)
         if kind == MARKED:
             axes.broken_barh(spans, (low, high - low), zorder=0.5, **look)

@@ -1,4 +1,4 @@
-"""The files of a report: nothing of the user's is ever removed or overwritten, and no disk that fills up costs a report.
+"""The files of a report. Nothing of the user's is removed or overwritten, and no full disk costs an earlier report.
 
 results.json names every file of its report with the SHA-256 of its content ("files"), and those of the report that
 stood there before ("earlier_files"): a run that is killed between two renames leaves a mixture, and it is still ours.
@@ -47,9 +47,9 @@ def require_ours(folder, names, results_file: str = RESULTS_FILE):
 
 
 def write_report(folder, contents: dict, results: dict, results_file: str = RESULTS_FILE):
-    """Write the files of a report, {name: bytes}, and results.json (results_file), which names them; all are whole on the disk first.
+    """Write the files of a report, {name: bytes}, and results_file, which names them. All are whole on the disk first.
 
-    What an earlier report left here and this one does not write is removed, if nobody changed it. Raises UserError.
+    This removes a file of an earlier report here that this one does not write, unless it was changed. Raises UserError.
     """
     folder = Path(folder)
     require_ours(folder, contents, results_file)

@@ -54,16 +54,16 @@ def evaluate_localization(benchmark: Benchmark, maps: np.ndarray) -> dict:
 
 def rank_diagnoses(benchmark: Benchmark, ranking: PointRanking) -> dict:
     """AUROC of what each rule marks in its records, against what no rule marks there: {key: {"auroc", ...}}."""
-    found = {}
+    ranked = {}
     for rule in ludb.RULES if benchmark.phases is not None and benchmark.diagnoses else ():
         members = np.array([rule in ludb.rules_of(diagnoses) for diagnoses in benchmark.diagnoses])
         if members.any():
             marked = np.stack([ludb.rule_marks(rule, phases, diagnoses)
                                for phases, diagnoses in zip(benchmark.phases, benchmark.diagnoses)])
             chosen = members[:, None, None] & (marked | (benchmark.labels == 0))
-            found[rule.key] = {"auroc": ranking.pool(chosen, marked)["auroc"], "records": int(members.sum()),
+            ranked[rule.key] = {"auroc": ranking.pool(chosen, marked)["auroc"], "records": int(members.sum()),
                                "title": rule.title}
-    return found
+    return ranked
 
 
 def example_names() -> list:
@@ -74,7 +74,8 @@ def example_names() -> list:
 def choose_examples(benchmark: Benchmark, maps: np.ndarray, protocol: str) -> list:
     """The records to draw: the best, the median and the worst of several diagnoses by their own AUROC.
 
-    maps: (records, 4800, leads) of a protocol, which the titles name. Returns [(row, name for files, title)]. Without diagnoses all records with points of both kinds are one group.
+    maps: (records, 4800, leads) of a protocol, which the titles name. Returns [(row, name for files, title)]. Without
+    diagnoses all records with points of both kinds are one group.
     """
     own = rank_each(benchmark.labels, maps)[:, 0]
     groups = {"all": ("all records", np.isfinite(own))}

@@ -151,13 +151,13 @@ def rank_within(labels: np.ndarray, scores: np.ndarray, bands: dict, resamples: 
 
     bands: {name: (N,) bool}. Returns {"macro": Estimate or None, "bands": {name: Estimate or None}}.
     """
-    found = {}
+    aurocs = {}
     for name, rows in bands.items():
         counts = (count_by_score(labels[rows], scores[rows], weights)
                   for weights in (None, resamples.weights[:, rows])) if rows.any() else ()
         ranked = [auroc(*pair) for pair in counts]
-        found[name] = estimate(*ranked, resamples.rarer(labels, rows)) if ranked else None
-    return {"macro": average(list(found.values())), "bands": found}
+        aurocs[name] = estimate(*ranked, resamples.rarer(labels, rows)) if ranked else None
+    return {"macro": average(list(aurocs.values())), "bands": aurocs}
 
 
 def choose_thresholds(labels: np.ndarray, scores: np.ndarray) -> dict:

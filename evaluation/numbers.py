@@ -47,10 +47,9 @@ def open_truth(data_path, splits: dict) -> Truth:
 
 def evaluate_baselines(truth: Truth, scores: dict, maps: dict) -> dict:
     """{"detection": {name: numbers}, "localization": {name: numbers}} of scores and maps without a network, by name."""
-    found = {"detection": {name: evaluate_detection(truth.cohort, score) for name, score in scores.items()}}
-    if truth.benchmark is not None:
-        found["localization"] = {name: evaluate_localization(truth.benchmark, one) for name, one in maps.items()}
-    return found
+    detection = {name: evaluate_detection(truth.cohort, score) for name, score in scores.items()}
+    localization = {name: evaluate_localization(truth.benchmark, one) for name, one in maps.items()}
+    return {"detection": detection, **({"localization": localization} if maps else {})}
 
 
 def evaluate(truth: Truth, scored: Scored, baselines: dict) -> dict:
@@ -103,8 +102,8 @@ def beyond_trivial(detection: dict, localization: dict | None, baselines: dict) 
 
 def name_rivals(baselines: dict) -> dict:
     """{name of a score without a network: its AUROCs by name} of evaluate_baselines."""
-    return ({name: name_aurocs(found, None) for name, found in baselines["detection"].items()}
-            | {name: name_aurocs(None, found) for name, found in baselines.get("localization", {}).items()})
+    return ({name: name_aurocs(score, None) for name, score in baselines["detection"].items()}
+            | {name: name_aurocs(None, score) for name, score in baselines.get("localization", {}).items()})
 
 
 def best_rival(rivals: dict, number: str) -> tuple:
@@ -144,8 +143,8 @@ def group_titles(entries: dict, baselines: dict, grouping: str) -> dict:
     scores = [entry[part] for entry in entries.values() for part in ("detection", "localization")]
     scores += [score for part in baselines.values() for score in part.values()]
     groups = next(filter(None, (groups_of(score, grouping) for score in scores)), {})
-    return {f"{grouping}: {name}": f"{found.get('title', name)} ({found['records']} records)"
-            if found and "records" in found else name for name, found in groups.items()}
+    return {f"{grouping}: {name}": f"{group.get('title', name)} ({group['records']} records)"
+            if group and "records" in group else name for name, group in groups.items()}
 
 
 def headline_estimates(detection: dict | None, localization: dict | None) -> dict:

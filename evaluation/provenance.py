@@ -49,11 +49,12 @@ def tell_weights(checkpoint: dict) -> str:
     if config is None:
         return (f"weights: {checkpoint['path']} does not say which records it was trained on, nor how its epoch was "
                 "chosen; operating points and combined are biased where fold 9 was among them")
-    chosen = {"test": ", the test set: optimistic", "last": ""}.get(config["select"], ", fold 9")
-    seen = ("; fold 9's normals were trained on, so operating points and combined are biased"
+    choice = {"test": "the best on the test set, which is optimistic", "val": "the best on fold 9"}.get(
+        config["select"], "the last one")
+    seen = ("; it saw fold 9's normals, so operating points and combined are biased"
             if config["protocol"] == "paper" else "")
     return (f"weights: {checkpoint['path']}, trained under {config['protocol']}, epoch {checkpoint['epoch']} of "
-            f"{config['epochs']}, chosen by {config['select']}{chosen}{seen}")
+            f"{config['epochs']}, {choice}{seen}")
 
 
 def tell_counts(counts: dict) -> list:

@@ -53,6 +53,12 @@ def add_flags(parser):
     parser.add_argument("--record_unit", metavar="UNIT", help="mV or uV: the unit of .csv files that do not state it")
 
 
+def settings_of(arguments, protocols: tuple) -> RecordingSettings:
+    """The settings in a script's parsed flags. protocols: names."""
+    return RecordingSettings(arguments.record_rate, arguments.record_unit, protocols, arguments.mask_ratio,
+                             arguments.figures, arguments.device, arguments.amp)
+
+
 def prepare_window(start: int, signal: np.ndarray, detectors: set) -> Window:
     """Filter (5000, 12) mV and find its R peaks. start: a sample at 500 Hz."""
     filtered, offset = filter_leads(signal), start / SAMPLING_RATE

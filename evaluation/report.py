@@ -20,7 +20,7 @@ HOW_SURE = ("AUROC in percent. Intervals are of 2,000 resamples of the patients;
 
 
 def maps_file(protocol: str) -> str:
-    """Where the localization maps of a protocol are kept, (records, 4800, leads) float32."""
+    """The file of the localization maps of a protocol, (records, 4800, leads) float32."""
     return f"localization_maps_{protocol}.npy"
 
 
@@ -126,14 +126,14 @@ def point_rows(entries: dict, baselines: dict) -> list:
     scores[TRIVIAL + best] = baselines["detection"][best]
     return [[name, POINTS[kind],
              *(percent(point[measure]) for measure in ("sensitivity", "specificity", "precision", "f1"))]
-            for name, found in scores.items() for kind, point in (found["operating_points"] or {}).items()]
+            for name, score in scores.items() for kind, point in (score["operating_points"] or {}).items()]
 
 
 def average_table(averaged: dict, names: list) -> str:
     """The mean and standard deviation over several checkpoints, whose reports are in the folders names."""
     numbers = {number: title for number, title in COLUMNS.items() if number in HEADLINES}
-    rows = [[protocol, *(f"{100 * found[HEADLINES[number]]['mean']:.1f} ± {100 * found[HEADLINES[number]]['sd']:.1f}"
-                         if HEADLINES[number] in found else "-" for number in numbers)]
-            for protocol, found in averaged.items()]
+    rows = [[protocol, *("{mean:.1%} ± {sd:.1%}".format(**values[HEADLINES[number]]).replace("%", "")
+                         if HEADLINES[number] in values else "-" for number in numbers)]
+            for protocol, values in averaged.items()]
     header = [f"AUROC, %, mean ± standard deviation of {len(names)} checkpoints", *numbers.values()]
     return table(header, rows) + "\n\n" + "\n".join(f"- [{name}]({name}/{REPORT_FILE})" for name in names) + "\n"

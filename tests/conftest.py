@@ -142,7 +142,7 @@ def reference():
 @pytest.fixture(scope="session")
 def reference_records(reference, tmp_path_factory):
     """The reference's records at 500 Hz as read_record gives them: {ecg_id: (5000, 12) mV}."""
-    from ecg.signals import read_record
+    from ecg.wfdb_files import read_record
     folder = tmp_path_factory.mktemp("recordings")
     subprocess.run([sys.executable, SHARED / "data" / "unpack.py", folder, "ptbxl500"], check=True, capture_output=True)
     ecg_ids = json.loads((reference / "r_peaks.json").read_text())

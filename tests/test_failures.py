@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ecg import arrays
-from evaluation import report
 from scoring import passes
 import train
 import utils
@@ -244,29 +243,13 @@ def full_disk(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def fill_rows(folder):
-    """An array of preprocess.py, staged and published."""
-    staging = arrays.Staging(folder)
-    try:
-        rows = arrays.RowWriter(staging.stage(folder / "file"), (100,), np.float32)
-        for _ in range(2000):
-            rows.append(np.zeros(100))
-        rows.finish()
-        staging.publish({})
-    except OSError as error:
-        raise utils.unwritable(folder / "file", error) from error
-    finally:
-        staging.discard()
-
-
 @pytest.mark.parametrize("name, write_file", [
     ("checkpoint", lambda path: save_checkpoint(path, MCF(hidden=2))),
     ("array", lambda path: utils.write_atomically(path, lambda file: np.save(file, np.zeros(10 ** 6)))),
     ("R peaks", lambda path: arrays.save_r_peaks(path, list(np.random.default_rng(0).integers(0, 5000, (999, 99))),
                                                  "")),
     ("JSON", lambda path: utils.save_json(path, {"a": "b" * 10 ** 6})),
-    ("table", lambda path: utils.write_atomically(path, lambda file: file.write(b"1,2\n" * 10 ** 6))),
-    ("rows of preprocess.py", lambda path: fill_rows(path.parent))])
+    ("table", lambda path: utils.write_atomically(path, lambda file: file.write(b"1,2\n" * 10 ** 6)))])
 def test_full_disk(tmp_path, name, write_file):
     """The last good file stays as it was, nothing half-written beside it, and one sentence says which file and why."""
     path = tmp_path / "file"
@@ -285,74 +268,3 @@ def test_full_disk_in_training(place, monkeypatch, capsys):
         code, _, error = run_train(monkeypatch, capsys)
     assert code == 2 and "run/model.pt could not be written (File too large)" in error
     assert {path: path.read_bytes() for path in (place / "run").iterdir()} == before
-
-
-def write_report(folder, value, records, examples=True):
-    """A report whose scores, maps and examples hold a value."""
-    maps = {"clean": np.full((records, 10, 12), value, np.float32)}
-    report.write_report(folder, {"clean": value}, {"split": np.array(["test"]), "clean": np.array([value])}, maps, {
-        "protocol": "clean", "rows": [(0, "all_best", "Record 0")], "restored": maps["clean"], "maps": maps["clean"],
-        } if examples else None)
-
-
-@pytest.mark.parametrize("records", [10, 200])
-def test_full_disk_leaves_the_last_report_whole(tmp_path, monkeypatch, records):
-    """A disk that fills up while any file of a report is written: the earlier one stays, its figures too."""
-    write_report(tmp_path, 1.0, 2)
-    (tmp_path / "detection_curves.png").write_bytes(b"drawn")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    if records == 10:                                       # room for the maps, but not for what is written last
-        monkeypatch.setattr(report, "pack_json", lambda _: b"x" * 10 ** 6)
-    with full_disk(50_000), pytest.raises(UserError, match="could not be written .*; free some space"):
-        write_report(tmp_path, 2.0, records)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_report_on_an_earlier_one(tmp_path):
-    """What is no longer part of the report is removed, and what is there as it shall be is not written again."""
-    write_report(tmp_path, 1.0, 2)
-    (tmp_path / "detection_curves.png").write_bytes(b"drawn")
-    write_report(tmp_path, 2.0, 3, examples=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"detection_scores.csv", "results.json",
-                                                          "localization_maps_clean.npy"}
-    maps, results = np.load(tmp_path / "localization_maps_clean.npy", mmap_mode="r"), tmp_path / "results.json"
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    table = {"split": np.array(["test"]), "clean": np.array([2.0])}
-    report.write_report(tmp_path, {"clean": "more"}, table, {"clean": maps}, None)
-    assert {path for path, when in before.items() if path.stat().st_mtime_ns != when} == {results}
-
-
-@pytest.mark.parametrize("how", ["killed", "Ctrl-C", "a folder in the way"])
-def test_files_of_two_runs(place, monkeypatch, capsys, how):
-    """preprocess.py stopped while it renames its files, in any way: what it leaves is not taken for one data set."""
-    data, replace = place / "data", arrays.os.replace
-    if how == "a folder in the way":
-        (data / "label.npy").mkdir()
-
-    def stop(old, new):
-        if Path(new).name == "label.npy" and how != "a folder in the way":
-            raise KeyboardInterrupt
-        replace(old, new)
-    monkeypatch.setattr(arrays.os, "replace", stop)
-    staging = arrays.Staging(data)
-    with pytest.raises((KeyboardInterrupt, UserError)):
-        try:
-            for name in ("train.npy", "label.npy"):
-                staging.write(data / name, lambda file: np.save(file, np.ones((6, 5000, 12), np.float32)))
-            staging.publish({"arrays": {}})
-        finally:
-            if how != "killed":
-                staging.discard()
-    monkeypatch.setattr(arrays.os, "replace", replace)
-    assert (np.load(data / "train.npy") == 1).all() and not (data / "manifest.json").exists()
-    code, _, error = run_train(monkeypatch, capsys)
-    assert code == 2 and "files of two runs" in error and "run it again" in error
-
-
-def test_a_new_run_of_preprocess_starts_over(tmp_path, capsys):
-    """Half-written arrays of a killed run are never read: the next run says that it starts over."""
-    Path(tmp_path / "train.npy.part").write_bytes(b"half")
-    arrays.Staging(tmp_path)
-    assert "this run starts over" in capsys.readouterr().out
-    arrays.Staging(tmp_path / "new")
-    assert capsys.readouterr().out == ""

@@ -190,7 +190,7 @@ EDGE_CASES = {
 
 @pytest.mark.parametrize("case", [*DRAWINGS, *EDGE_CASES])
 def test_text_is_legible_and_on_the_page(case):
-    """Unusual results give a figure too, without a warning; no text is below 7 points, nothing reaches over the edge."""
+    """Unusual results give a figure too, without a warning; no text is below 7 points or over the edge."""
     figure = {**DRAWINGS, **EDGE_CASES}[case]()
     sizes = [text.get_size() for text in figure.findobj(matplotlib.text.Text) if text.get_text()]
     assert sizes and min(sizes) >= 7

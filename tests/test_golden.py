@@ -10,6 +10,7 @@ from conftest import run_script
 
 from dataloader import valid_beats
 from ecg import arrays
+from ecg.signals import filter_leads
 
 # {score: (detection AUROC, scores of the first normal and the first abnormal record, pooled and per-record AUROC)}, of
 # seeded weights that know nothing.
@@ -53,3 +54,24 @@ def test_golden_values(few, published_state, tmp_path):
     assert set(found) == set(GOLDEN) and found["combined"][3:] == [None, None]
     for name, values in GOLDEN.items():
         assert found[name][:len(values)] == pytest.approx(list(values), rel=5e-4), name
+
+
+def test_the_authors_command_line_gives_their_numbers(reference, reference_records, published_state, tmp_path):
+    """On the authors' layout (float64, no sidecars) and a published checkpoint: the scores and maps that were measured."""
+    filtered = {ecg_id: filter_leads(record) for ecg_id, record in reference_records.items()}
+    expected_maps = np.load(reference / "localization_maps.npz")
+    benchmark = np.stack([filtered[ecg_id] for ecg_id in expected_maps["ecg_id"]])          # mV: test.py normalises
+    for name, array in (("test", np.stack(list(filtered.values()))), ("label", np.arange(len(filtered)) % 2),
+                        ("benchmark_data", benchmark), ("benchmark_label", (benchmark > 0.5).astype(np.float64))):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        np.save(tmp_path / "data" / f"{name}.npy", array)
+    (tmp_path / "ckpt").mkdir()
+    torch.save({"model_state_dict": published_state}, tmp_path / "ckpt" / "mymodel.pt")
+    finished = run_script("test.py", "--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt",
+                          "--protocol", "paper", "--save_maps", 1, "--figures", 0, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    scores = pd.read_csv(tmp_path / "results" / "detection_scores.csv")["paper"]
+    expected = json.loads((reference / "detection_scores.json").read_text())
+    np.testing.assert_allclose(scores, [expected[str(ecg_id)] for ecg_id in filtered], rtol=1e-4)
+    maps = np.load(tmp_path / "results" / "localization_maps_paper.npy")[:, ::20]
+    assert np.abs(maps - expected_maps["score"]).max() <= 1e-4 * np.abs(expected_maps["score"]).max()

@@ -2,6 +2,7 @@
 import contextlib
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -234,6 +235,18 @@ def test_a_rerun_replaces_and_a_failed_one_does_not(ptbxl, prepared, tmp_path, m
         load(copied, "test")
     run(ptbxl, copied)                                      # what it left is known to be ours, and replaced
     assert read_all(copied).keys() == before.keys() and read_all(copied)["test.npy"] == before["test.npy"]
+
+
+def test_a_full_disk_leaves_what_was_there(ptbxl, prepared, tmp_path):
+    """The system refuses the write, also to root; one sentence says why, and nothing half-written stays."""
+    copied = Path(shutil.copytree(prepared[0], tmp_path / "data"))
+    before, limits = read_all(copied), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10 ** 6, limits[1]))
+    try:
+        run(ptbxl, copied, "--limit", 20, refusal=("could not be written", "free some space"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_all(copied) == before
 
 
 @pytest.mark.parametrize("name", ["train.npy", "label.npy", "test_records.csv", "val_r_peaks.npz", "train_details.npz",

@@ -69,9 +69,9 @@ def test_tall_t_waves_are_no_beats():
 # ---- HeartPy
 
 def rhythm():
-    """Lead II of an irregular rhythm, and its R peaks."""
+    """A lead of an irregular rhythm whose R waves are upright, and its R peaks."""
     places = np.arange(250, 4800, 400) + np.round(10 * np.sin(np.arange(12)))
-    return simulate(places)[:, signals.LEAD_II].astype(np.float32), places
+    return simulate(places)[:, -1].astype(np.float32), places
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")       # HeartPy's, of measures that are not used
@@ -92,7 +92,8 @@ def test_r_peaks_are_heartpys_and_at_the_beats():
 def test_leads_without_a_rhythm_have_no_r_peaks_or_valid_ones(lead):
     """HeartPy raises all kinds of errors on them: each means an empty array, no record is dropped."""
     before = lead.copy()
-    for found in (find_r_peaks_by_heartpy(lead), find_r_peaks_by_slope(np.nan_to_num(lead, posinf=0)[:, None])):
+    finite = np.nan_to_num(lead, posinf=0)[:, None]
+    for found in (find_r_peaks_by_heartpy(lead), *([find_r_peaks_by_slope(finite)] if len(lead) > 1 else [])):
         assert found.dtype == np.int32 and (np.diff(found) > 0).all() and ((found >= 0) & (found < len(lead))).all()
     assert np.array_equal(lead, before, equal_nan=True), "the lead was changed in place"
 

@@ -127,6 +127,9 @@ def test_one_bad_file_among_several(tmp_path, checkpoint, quick):
     assert f"{cut} given as --record cannot be scored: unreadable samples" in done.stderr
     assert [row["record"] for row in read_rows(tmp_path / "own")] == [str(path) for path in good]
     assert set(json.loads((tmp_path / "own" / "record_results.json").read_text())["not_scored"]) == {str(bad), str(cut)}
+    again = run_script("test.py", "--record", *good, "--load_path", checkpoint, "--figures", 0, "--output_dir",
+                       tmp_path / "again", "--device", "cpu")
+    assert again.returncode == 0 and read_rows(tmp_path / "again") == read_rows(tmp_path / "own")
     alone = run_script(script, bad, *flags, "--output_dir", tmp_path / "alone")
     assert alone.returncode == 2 and alone.stderr.startswith(f"error: {bad} given")
     assert not (tmp_path / "alone").exists()
@@ -208,6 +211,9 @@ def test_what_cannot_be_scored_with(tmp_path, quick):
     save_checkpoint(tmp_path / "eight.pt", MCF(enc_in=8, hidden=2))
     with pytest.raises(UserError, match="8 leads"):
         score_recordings([write_wfdb(tmp_path, make_ecg())], tmp_path / "eight.pt", tmp_path / "own", NO_FIGURES)
+    for flags in (("--load_model", 0), ("--load_path", "a.pt", "b.pt")):
+        done = run_script("test.py", "--record", tmp_path / "record", *flags)
+        assert done.returncode == 2 and "one trained network" in done.stderr
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file"):
         score_recordings([tmp_path / "record"], tmp_path / "eight.pt", tmp_path / "file", NO_FIGURES)

@@ -6,7 +6,7 @@ ecg/recording_files.py says which files are read, evaluation/recordings.py what 
 """
 import argparse
 
-from evaluation.recordings import RecordingSettings, add_flags, score_recordings
+from evaluation.recordings import add_flags, score_recordings, settings_of
 from scoring.protocols import PROTOCOLS
 from utils import UserError, run
 
@@ -27,9 +27,7 @@ def main():
     if not 1 <= arguments.mask_ratio <= 100:
         raise UserError(f"--mask_ratio {arguments.mask_ratio} is out of range; choose 1 to 100")
     names = tuple(PROTOCOLS) if arguments.protocol == "all" else (arguments.protocol,)
-    score_recordings(arguments.record, arguments.load_path, arguments.output_dir, RecordingSettings(
-        arguments.record_rate, arguments.record_unit, names, arguments.mask_ratio, arguments.figures, arguments.device,
-        arguments.amp))
+    score_recordings(arguments.record, arguments.load_path, arguments.output_dir, settings_of(arguments, names))
 
 
 if __name__ == "__main__":
