@@ -14,7 +14,8 @@ import utils
 from model import load_checkpoint, save_checkpoint
 from scoring.protocols import CLEAN, PAPER
 
-FLAGS = ("--epochs", 3, "--batch_size", 4, "--lr", "1e-2", "--val_beats", 1, "--device", "cpu", "--hidden", 2)
+FLAGS = ("--epochs", 3, "--batch_size", 4, "--lr", "1e-2", "--val_beats", 1, "--device", "cpu", "--hidden", 2,
+         "--reference", 0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -51,7 +52,7 @@ def trained(data, tmp_path_factory):
     """A folder with the files of one short run."""
     folder = tmp_path_factory.mktemp("trained")
     finished = run_script("train.py", "--data_path", data, "--save_path", folder / "model.pt", *FLAGS, "--protocol", "clean",
-                          "--watch", "test")
+                          "--watch", "test", "--reference", 1)
     assert finished.returncode == 0, finished.stderr
     return folder
 
@@ -60,7 +61,7 @@ def test_same_seed_same_weights(trained, train_in, tmp_path):
     """Two CPU runs with one seed give the same weights bit for bit; another seed others."""
     assert train_in("--protocol", "clean", "--watch", "test").returncode == 0
     assert same_weights(trained / "last.pt", tmp_path / "last.pt")
-    train_in("--protocol", "clean", "--seed", 1, "--reference", 0, name="other/model.pt")
+    train_in("--protocol", "clean", "--seed", 1, name="other/model.pt")
     assert not same_weights(trained / "last.pt", tmp_path / "other" / "last.pt")
 
 
@@ -112,7 +113,7 @@ def test_history_and_checkpoint_say_what_was_done(trained):
     (("--input", "compand", "--uncertainty", "free"), 7, "protocol clean, input compand, epoch kept: val", ("val",))])
 def test_flags_choose_folds_input_and_epoch(data, train_in, tmp_path, flags, records, words, columns):
     """As published all normals and HeartPy's beats; fold 9 held back where it selects; the network knows its input."""
-    finished = train_in(*flags, "--reference", 0, "--epochs", 2)
+    finished = train_in(*flags, "--epochs", 2)
     assert finished.returncode == 0 and f"training on {records} normal" in finished.stdout and words in finished.stdout
     model, facts = load_checkpoint(tmp_path / "model.pt")
     row = facts["history"][-1]
@@ -136,7 +137,7 @@ def test_bfloat16_trains_where_the_processor_can(train_in, tmp_path, monkeypatch
     refused = train_in("--amp", "bf16")
     assert refused.returncode == 2 and "use --amp off" in refused.stderr
     monkeypatch.setattr(utils, "cpu_computes_bfloat16", lambda: True)
-    assert train_in("--amp", "bf16", "--epochs", 2, "--reference", 0).returncode == 0
+    assert train_in("--amp", "bf16", "--epochs", 2).returncode == 0
     assert contents(tmp_path / "model.pt")["model_state_dict"]["norm.weight"].dtype == torch.float32
 
 
@@ -201,7 +202,7 @@ def test_weights_that_are_not_finite(train_in, tmp_path, monkeypatch):
 
 def test_full_disk(train_in, tmp_path):
     """The files of an earlier run survive a disk that fills up; the run ends in a sentence."""
-    assert train_in("--epochs", 1, "--reference", 0).returncode == 0
+    assert train_in("--epochs", 1).returncode == 0
     before, limit = {path: path.read_bytes() for path in tmp_path.iterdir()}, resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))       # refuses to write as a full disk does
     try:
@@ -228,7 +229,7 @@ def falling(train_in, tmp_path, monkeypatch):
         torch.nn.init.constant_(model.norm.bias, epoch), dict.fromkeys(train.TERMS, 0.5))[1])
     monkeypatch.setattr(train.Validation, "auroc", lambda _, model, *others: 1 / float(model.norm.bias.detach()[0]))
     monkeypatch.setattr(train, "score_normals", lambda *_, **options: {"fold9_normals": {"clean": [0.25]}})
-    return partial(train_in, "--select", "val"), tmp_path / "model.pt"
+    return partial(train_in, "--select", "val", "--reference", 1), tmp_path / "model.pt"
 
 
 def test_kept_checkpoint_holds_the_whole_history(falling, monkeypatch):
