@@ -66,13 +66,14 @@ def find_leads(names: list, factor_of, ignored=()) -> Leads:
     factor_of(column, lead): what its values are multiplied with to be in mV; ignored: names that need no word.
     Raises RecordError where a lead is there twice, or absent and does not follow from others.
     """
-    found = {lead: [column for column, name in enumerate(names) if lead_named(name) == lead] for lead in LEAD_NAMES}
-    doubled = [lead for lead, columns in found.items() if len(columns) > 1]
+    columns_of = {lead: [column for column, name in enumerate(names) if lead_named(name) == lead]
+                  for lead in LEAD_NAMES}
+    doubled = [lead for lead, columns in columns_of.items() if len(columns) > 1]
     if doubled:
         raise RecordError(f"more than one lead {', '.join(doubled)}", "rename one of the two, or remove it")
-    columns = [column for column_list in found.values() for column in column_list]
+    columns = [column for column_list in columns_of.values() for column in column_list]
     rows = {lead: np.eye(1, len(columns), columns.index(of[0]))[0] * factor_of(of[0], lead)
-            for lead, of in found.items() if of}
+            for lead, of in columns_of.items() if of}
     derived = []
     for _ in range(2):                      # the augmented leads need I and II, of which one may itself be derived
         for lead, terms in DERIVED.items():

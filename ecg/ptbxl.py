@@ -42,12 +42,12 @@ def load_superclasses(path: Path) -> dict:
     """The superclass of every diagnostic statement, by its code. Raises UserError where one has none."""
     statements = read_table(path, {"diagnostic", "diagnostic_class"})
     diagnostic = statements[statements["diagnostic"] == 1]
-    found = dict(zip(diagnostic.iloc[:, 0], diagnostic["diagnostic_class"]))
-    without = [code for code, superclass in found.items() if not isinstance(superclass, str)]
-    if without or not found:
+    superclass_of = dict(zip(diagnostic.iloc[:, 0], diagnostic["diagnostic_class"]))
+    without = [code for code, superclass in superclass_of.items() if not isinstance(superclass, str)]
+    if without or not superclass_of:
         raise UserError(f"{path} names no diagnostic_class for {', '.join(map(str, without)) or 'any statement'}; "
                         "download it again")
-    return found
+    return superclass_of
 
 
 def load_ptbxl(ptbxl_path: Path, sampling_rate: int, limit: int | None) -> pd.DataFrame:

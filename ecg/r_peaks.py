@@ -63,13 +63,13 @@ def find_r_peaks_by_slope(signal: np.ndarray) -> np.ndarray:
     noise = np.maximum(np.median(np.abs(slope[::SPARSE, alive]), axis=0), QUIET * size[alive])
     slope = (slope[:, alive] / noise).astype(np.float32)
     curve = gaussian_filter1d(np.sqrt(np.sum(slope ** 2, axis=1)), SMOOTHING)
-    found, _ = find_peaks(curve, height=THRESHOLD * np.percentile(curve, STEEPEST), distance=REFRACTORY)
-    found = without_t_waves(found, curve[found])
-    if len(found):
-        found, alike = align(slope, found)
-        beats = windows(signal[:, alive], found, HALF_WIDTH + FARTHEST) / noise
-        found = found + np.where(alike, tallest(np.median(beats, axis=0)), tallest(beats))
-    return found[(found >= 0) & (found < len(signal))].astype(np.int32)
+    peaks, _ = find_peaks(curve, height=THRESHOLD * np.percentile(curve, STEEPEST), distance=REFRACTORY)
+    peaks = without_t_waves(peaks, curve[peaks])
+    if len(peaks):
+        peaks, alike = align(slope, peaks)
+        beats = windows(signal[:, alive], peaks, HALF_WIDTH + FARTHEST) / noise
+        peaks = peaks + np.where(alike, tallest(np.median(beats, axis=0)), tallest(beats))
+    return peaks[(peaks >= 0) & (peaks < len(signal))].astype(np.int32)
 
 
 def disagree(heartpy: int, slope: int) -> bool:
@@ -77,13 +77,13 @@ def disagree(heartpy: int, slope: int) -> bool:
     return max(heartpy, slope) > (1 + MOST_DIFFERENCE) * min(heartpy, slope)
 
 
-def without_t_waves(found: np.ndarray, steepness: np.ndarray) -> np.ndarray:
+def without_t_waves(peaks: np.ndarray, steepness: np.ndarray) -> np.ndarray:
     """Of peaks (n,) with their steepness (n,), those that are not the T wave of the one before."""
-    kept = []
-    for index, place in enumerate(found):
-        if not (kept and place - found[kept[-1]] < LATEST_T and steepness[index] < T_WAVE * steepness[kept[-1]]):
-            kept.append(index)
-    return found[kept]
+    beats = []
+    for index, place in enumerate(peaks):
+        if not (beats and place - peaks[beats[-1]] < LATEST_T and steepness[index] < T_WAVE * steepness[beats[-1]]):
+            beats.append(index)
+    return peaks[beats]
 
 
 def windows(signal: np.ndarray, centres: np.ndarray, half_width: int) -> np.ndarray:
@@ -92,14 +92,14 @@ def windows(signal: np.ndarray, centres: np.ndarray, half_width: int) -> np.ndar
     return signal[np.clip(places, 0, len(signal) - 1)]
 
 
-def align(slope: np.ndarray, found: np.ndarray) -> tuple:
+def align(slope: np.ndarray, peaks: np.ndarray) -> tuple:
     """Move beats (beats,) so that their slopes (samples, leads) lie on those of the median beat.
 
     Returns the new indices, those of another shape unmoved, and whether a beat has the shape of the median beat.
     """
-    around, width = windows(slope, found, HALF_WIDTH + FARTHEST), 2 * HALF_WIDTH + 1
+    around, width = windows(slope, peaks, HALF_WIDTH + FARTHEST), 2 * HALF_WIDTH + 1
     energy = sliding_window_view(np.sum(around ** 2, axis=2), width, axis=1).sum(axis=2)
-    moved = found
+    moved = peaks
     for _ in range(ROUNDS):
         typical = np.median(windows(slope, moved, HALF_WIDTH), axis=0)
         padded = np.pad(typical, ((2 * FARTHEST,) * 2, (0, 0)))
@@ -107,7 +107,7 @@ def align(slope: np.ndarray, found: np.ndarray) -> tuple:
         match = np.tensordot(around, shifted, axes=((1, 2), (2, 1)))                # (beats, 2 FARTHEST + 1)
         match = match / np.sqrt(np.maximum(energy * np.sum(typical ** 2), np.finfo(np.float32).tiny))
         alike = match.max(axis=1) > ALIKE
-        moved = found + np.where(alike, match.argmax(axis=1) - FARTHEST, 0)
+        moved = peaks + np.where(alike, match.argmax(axis=1) - FARTHEST, 0)
     return moved, alike
 
 

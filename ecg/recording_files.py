@@ -39,7 +39,7 @@ def open_recording(path, record_rate: float | None = None, record_unit: str | No
 
 
 @dataclass
-class Held:
+class Tail:
     """The part of a recording that is in memory. signal: (n, 12) mV; first: the number of its first sample."""
     signal: np.ndarray
     first: int
@@ -75,26 +75,26 @@ def windows_of(recording: Recording):
     out. A recording that lacks up to 10 ms of 10 s is padded with its last value, which recording.notes says.
     Raises RecordError where it is shorter, or cannot be read on.
     """
-    rate, held, start = recording.rate, Held(np.zeros((0, len(LEAD_NAMES))), 0), 0
+    rate, tail, start = recording.rate, Tail(np.zeros((0, len(LEAD_NAMES))), 0), 0
     for block in recording.blocks:
-        held.signal = np.concatenate([held.signal, block])
-        while held.first + len(held.signal) >= span_of(start, rate)[1]:
-            yield start, held.window(start, rate)
+        tail.signal = np.concatenate([tail.signal, block])
+        while tail.first + len(tail.signal) >= span_of(start, rate)[1]:
+            yield start, tail.window(start, rate)
             start += RECORD_LENGTH
-        held.forget(span_of(max(start - RECORD_LENGTH, 0), rate)[0])            # the last window reaches back
-    samples = held.first + len(held.signal)
+        tail.forget(span_of(max(start - RECORD_LENGTH, 0), rate)[0])            # the last window reaches back
+    samples = tail.first + len(tail.signal)
     length = math.ceil(samples * resampling_ratio(rate))
     while start + RECORD_LENGTH <= length:
-        yield start, held.window(start, rate)
+        yield start, tail.window(start, rate)
         start += RECORD_LENGTH
     if start < length and length >= RECORD_LENGTH:
-        yield length - RECORD_LENGTH, held.window(length - RECORD_LENGTH, rate)
+        yield length - RECORD_LENGTH, tail.window(length - RECORD_LENGTH, rate)
     elif length < RECORD_LENGTH:
         lacking = RECORD_LENGTH - length
         if lacking > SHORT:
             raise RecordError(f"{samples / rate:.4g} s long, and 10 s is the least", "leave it out")
         recording.notes.append(f"{1000 * lacking / SAMPLING_RATE:g} ms short of 10 s, padded with its last value")
-        yield 0, np.pad(held.window(0, rate), ((0, lacking), (0, 0)), mode="edge")
+        yield 0, np.pad(tail.window(0, rate), ((0, lacking), (0, 0)), mode="edge")
 
 
 def find_flat(window: np.ndarray) -> dict:

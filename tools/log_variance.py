@@ -2,8 +2,8 @@
 
     python -m tools.log_variance --data_path ./data/ --load_path ./ckpt/mymodel.pt
 
-Prints the share of log-variances below -0.99 and their quantiles, over the clean passes of the first records of fold 10. Where all
-are near -1, exp(-s) is the constant e, and the loss is a plain squared error (paper, eq. 3).
+Prints the share of log-variances below -0.99 and their quantiles, over the clean passes of the first records of fold
+10. Where all are near -1, exp(-s) is the constant e, and the loss is a plain squared error (paper, eq. 3).
 """
 import argparse
 
@@ -21,7 +21,7 @@ QUANTILES = (0.5, 0.99, 0.999, 0.9999)
 
 @torch.inference_mode()
 def log_variances(scorer: Scorer, records, r_peaks: list, rows) -> dict:
-    """{"global": (passes * beats * 4800,), "local": (passes * beats * 480,)}: what the network says of these rows."""
+    """{"global": (passes * beats * 4800,), "local": (passes * beats * 480,)}: what the network says of rows."""
     parts = {"global": [], "local": []}
     for _, _, ((_, of_global), (_, of_local), _) in scorer.passes(scorer.prepare(records, r_peaks, rows)):
         parts["global"].append(of_global.flatten())
@@ -41,11 +41,12 @@ def main():
         raise UserError(f"{flags.load_path} was trained with --uncertainty {model.uncertainty}; name another checkpoint")
     records = open_records(flags.data_path, "test", model.leads)
     r_peaks = load_r_peaks(flags.data_path, "test", records, CLEAN.detector)
-    rows = range(min(flags.records, len(records)))
-    for branch, values in log_variances(Scorer(model, CLEAN, flags.mask_ratio), records, r_peaks, list(rows)).items():
-        quantiles = ", ".join(f"{100 * at:g} % {float(values.kthvalue(int(at * len(values)))[0]):.4f}" for at in QUANTILES)
+    rows = list(range(min(flags.records, len(records))))
+    for branch, values in log_variances(Scorer(model, CLEAN, flags.mask_ratio), records, r_peaks, rows).items():
+        quantiles = (float(values.kthvalue(int(at * len(values)))[0]) for at in QUANTILES)
+        told = ", ".join(f"{100 * at:g} % {value:.4f}" for at, value in zip(QUANTILES, quantiles))
         print(f"{branch}: {float((values < END).double().mean()):.2%} of {len(values):,} log-variances are below {END}; "
-              f"quantiles: {quantiles}")
+              f"quantiles: {told}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ def main():
     parser.add_argument("--output_dir", default="results/", help="folder for the scores (default %(default)s)")
     parser.add_argument("--protocol", choices=("all", *PROTOCOLS), default="all")
     parser.add_argument("--mask_ratio", type=int, default=30, help="percent masked (default %(default)s)")
-    parser.add_argument("--figures", type=int, metavar="N", help="windows to draw of each recording, the most anomalous "
-                        "ones (default 10)")
+    parser.add_argument("--figures", type=int, metavar="N", help="windows to draw of each recording, the most "
+                        "anomalous ones (default 10)")
     add_flags(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
