@@ -15,7 +15,7 @@ from ecg.arrays import Records
 from ecg.signals import RECORD_LENGTH
 from model import GLOBAL_LENGTH, MCF, compute_trend, restoration_errors
 from scoring.fused import FusedMCF
-from scoring.protocols import MEDIAN_BEAT, Protocol
+from scoring.protocols import Protocol
 from utils import PROCESSES, RANK, UserError, add_up
 
 SMOOTHING = 15                      # samples, sigma of the Gaussian over a lead's score map
@@ -51,7 +51,7 @@ class Scorer:
     """Scores records by a network under a protocol, on the network's device. It copies the weights.
 
     amp: "bf16" lets the convolutions compute in bfloat16. median: whether the local branch sees a record's median beat
-    in place of every beat (default: by the input, as protocols.py says).
+    in place of every beat (default: as the protocol says).
     """
 
     def __init__(self, model: MCF, protocol: Protocol, mask_ratio: int = 30, amp: str = "off",
@@ -60,7 +60,7 @@ class Scorer:
         self.protocol, self.masks = protocol, [mask.to(self.device) for mask in protocol.masks(mask_ratio)]
         self.network = FusedMCF(model, torch.bfloat16 if amp == "bf16" else torch.float32)
         self.normalisation = Normalisation.of(model.input, self.device)
-        self.median = not protocol.as_stored and (MEDIAN_BEAT[model.input["kind"]] if median is None else median)
+        self.median = protocol.median_beat if median is None else median
 
     @torch.inference_mode()
     def score(self, records: Records, r_peaks: list, rows=None, with_maps: bool = False,

@@ -97,7 +97,7 @@ def test_scores_and_maps_of_plain_loop(model, published_state, simulated_records
     """The batched scores and maps equal one beat and one mask at a time, also where a record has no beat."""
     r_peaks = [find_r_peaks_by_heartpy(simulated_records[1][:, 1])[2:4], np.zeros(0, int)]
     records = Records(np.stack(simulated_records[1:]).astype(np.float32), "test.npy")
-    scorer = Scorer(model, PROTOCOLS[protocol])
+    scorer = Scorer(model, PROTOCOLS[protocol], median=False)
     scored, localized = scorer.score(records, r_peaks), scorer.score(records, r_peaks, with_maps=True)
     with torch.inference_mode():
         for row, record in enumerate(records.signals):

@@ -62,7 +62,7 @@ def test_batching_and_choosing_rows_do_not_show(small_model, some, protocol, med
     assert (whole.without_r_peak, whole.without_valid_beat) == (1, 1)
 
 
-GOLDEN = {"paper": 0.360924, "clean": 0.710512, "clean, median": 0.737698, "clean, companded": 0.736611}
+GOLDEN = {"paper": 0.360924, "clean, every beat": 0.710512, "clean": 0.737698, "clean, companded": 0.736611}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -73,7 +73,7 @@ def test_golden_scores(model, monkeypatch, name):
     wave *= 1 + 0.5 * np.sin(np.arange(5000) / 300)                     # no beat is like another
     record = Records((wave[:, None] * np.linspace(-1, 1.2, 12)).astype(np.float32)[None], "test.npy")
     monkeypatch.setattr(model, "input", COMPAND if "companded" in name else {"kind": "minmax"})
-    scorer = Scorer(model, PROTOCOLS[name.split(",")[0]], median="median" in name or None)
+    scorer = Scorer(model, PROTOCOLS[name.split(",")[0]], median=False if "every" in name else None)
     assert scorer.score(record, [np.arange(400, 4400, 400)]).scores[0] == pytest.approx(GOLDEN[name], rel=1e-4)
 
 
@@ -92,8 +92,8 @@ def test_median_beat_stands_for_all(model, published_state, some, input_, monkey
 
 
 def test_which_beats_and_protocols(small_model):
-    """Companded input sees the median beat, unless asked otherwise, and has no paper protocol; the paper no median."""
-    assert not Scorer(small_model, CLEAN).median and not Scorer(small_model, PAPER, median=True).median
+    """clean sees the median beat, unless asked otherwise, paper every beat; companded input has no paper protocol."""
+    assert not Scorer(small_model, PAPER).median
     assert protocols_for(small_model, PROTOCOLS) == (PAPER, CLEAN)
     small_model.input = COMPAND
     assert Scorer(small_model, CLEAN).median and not Scorer(small_model, CLEAN, median=False).median

@@ -130,7 +130,7 @@ def benchmark_detection(device: torch.device, repeats: int, peaks: dict, quick: 
     model = MCF().to(device).eval()
     state, few = published_names(model), 1 if quick else 8
     signals, r_peaks = generate_records(512 if device.type == "cuda" else few)
-    scorers = {amp: Scorer(model, CLEAN, amp=amp) for amp in peaks} | {"median": Scorer(model, CLEAN, median=True)}
+    scorers = {amp: Scorer(model, CLEAN, amp=amp, median=False) for amp in peaks} | {"median": Scorer(model, CLEAN)}
 
     @torch.inference_mode()
     def run_plain():
