@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script
-from small import make_data, make_model, shrink
+from small import make_data, make_model, make_records, shrink
 
 from model import MCF, translate_published
 from tools import benchmark
@@ -28,13 +28,19 @@ def test_unequal_results_are_refused():
             benchmark.require_equal("scores", np.array([wrong, 2.0]), np.array([1.0, 2.0]))
 
 
-@pytest.mark.parametrize("accuracy, reached", [(0.0, True), (1.1, False)])
-def test_quick_run_writes_the_report(tmp_path, monkeypatch, accuracy, reached):
-    """tools/benchmark.py --quick measures everything and writes benchmark.json."""
+@pytest.fixture
+def quick(monkeypatch):
+    """A small network, small batches, few beats."""
     shrink(monkeypatch)
-    monkeypatch.setattr(benchmark, "ACCURACY", accuracy)
-    monkeypatch.setattr(benchmark, "measure_peak", lambda *_: 1e11)
-    monkeypatch.setattr(benchmark, "EPOCHS", 2)
+    for name, value in (("measure_peak", lambda *_: 1e11), ("EPOCHS", 2), ("BATCH", 4), ("generate_records", lambda count: (
+            make_records(0, count)[0], [np.array([700, 1400])] * count))):
+        monkeypatch.setattr(benchmark, name, value)
+
+
+@pytest.mark.usefixtures("quick")
+def test_quick_run_writes_the_report(tmp_path, monkeypatch):
+    """tools/benchmark.py --quick measures everything and writes benchmark.json; an accuracy may not be reached."""
+    monkeypatch.setattr(benchmark, "ACCURACY", 1.1)
     finished = run_script("tools/benchmark.py", "--quick", "--device", "cpu", "--output_dir", tmp_path, "--data_path",
                           make_data(tmp_path / "data"))
     assert finished.returncode == 0, finished.stderr
@@ -43,5 +49,13 @@ def test_quick_run_writes_the_report(tmp_path, monkeypatch, accuracy, reached):
         times = measured[part]["seconds"]["off"]
         assert 0 < times["least"] <= times["median"] <= times["most"] and measured[part]["peak_share"]["off"] > 0
     for kind in ("minmax", "compand"):
-        assert (measured["accuracy"][kind]["seconds"] is not None) == reached
-    assert ("not reached" in finished.stdout) != reached and "GFLOP/s" in finished.stdout
+        assert measured["accuracy"][kind]["seconds"] is None and len(measured["accuracy"][kind]["aurocs"]) == 2
+    assert finished.stdout.count("not reached, 2 epochs") == 2 and "GFLOP/s" in finished.stdout
+
+
+@pytest.mark.usefixtures("quick")
+def test_training_stops_at_the_accuracy(tmp_path, monkeypatch):
+    """The seconds of the epochs until then, and no more epochs."""
+    monkeypatch.setattr(benchmark, "ACCURACY", 0.0)
+    one = benchmark.time_to_accuracy(make_data(tmp_path / "data"), torch.device("cpu"), "compand")
+    assert one["seconds"] > 0 and len(one["aurocs"]) == 1
