@@ -37,5 +37,6 @@ test: .venv/installed
 reproduce: .venv/installed
 	@test -n "$(PTBXL)" || { echo "error: name the PTB-XL folder: make reproduce PTBXL=DIR" >&2; exit 2; }
 	$(RUN) preprocess.py --ptbxl_path "$(PTBXL)" --data_path $(DATA) --sampling_rate $(RATE)
-	$(RUN) train.py --data_path $(DATA) --protocol paper --select test --epochs 50 --save_path ckpt/reproduce/model.pt
+	$(RUN) train.py --data_path $(DATA) --protocol paper --select test --watch val --epochs 50 \
+		--save_path ckpt/reproduce/model.pt
 	$(RUN) test.py --data_path $(DATA) --load_path ckpt/reproduce/model.pt --output_dir $(OUT)

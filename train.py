@@ -2,7 +2,7 @@
 
     python train.py --data_path ./data/ --save_model 1 --save_path ./ckpt/mymodel_new.pt      # as published
     python train.py --protocol clean --select val --save_path ./ckpt/clean/model.pt           # fold 9 held back
-    python train.py --input compand --epochs 6 --epoch_records 400 --batch_size 8 --lr 1e-3 --save_path ./ckpt/c/model.pt
+    python train.py --input compand --epochs 4 --epoch_records 400 --batch_size 8 --lr 1e-3 --save_path ./c/model.pt
     torchrun --nproc_per_node=4 train.py --save_path ./ckpt/mymodel_new.pt                    # four GPUs
 
 As published: all of train.npy, the normals of folds 1-9, for 50 epochs. The last epoch is kept; the authors kept the

@@ -47,9 +47,9 @@ class Protocol:
 
     detector: of the R peaks, as arrays.load_r_peaks names it; as_stored: whether detection sees records as they are
     stored, else normalised as in training; sum_overlaps: whether the local maps of overlapping beats are summed, else
-    averaged; median_beat: whether the local branch sees a record's median beat in place of every beat (on fold 9 as good
-    with min-max, better with companded input, at a tenth of the passes); masks: --mask_ratio -> the masks of the passes, global (P, 4800) and local (P, 480); fold_held_back: that
-    train.py does not train on.
+    averaged; median_beat: whether the local branch sees a record's median beat in place of every beat (on fold 9 as
+    good with min-max, in a sixth of the time); masks: --mask_ratio -> the masks of the passes, global (P, 4800) and
+    local (P, 480); fold_held_back: that train.py does not train on.
     """
     name: str
     detector: str

@@ -38,15 +38,16 @@ def main():
     check_published_flags(flags)
     model, _ = load_checkpoint(flags.load_path)
     if model.uncertainty != "log_variance":
-        raise UserError(f"{flags.load_path} was trained with --uncertainty {model.uncertainty}; name another checkpoint")
+        raise UserError(f"{flags.load_path} was trained with --uncertainty {model.uncertainty}; name another "
+                        "checkpoint")
     records = open_records(flags.data_path, "test", model.leads)
     r_peaks = load_r_peaks(flags.data_path, "test", records, CLEAN.detector)
     rows = list(range(min(flags.records, len(records))))
     for branch, values in log_variances(Scorer(model, CLEAN, flags.mask_ratio), records, r_peaks, rows).items():
         quantiles = (float(values.kthvalue(int(at * len(values)))[0]) for at in QUANTILES)
         told = ", ".join(f"{100 * at:g} % {value:.4f}" for at, value in zip(QUANTILES, quantiles))
-        print(f"{branch}: {float((values < END).double().mean()):.2%} of {len(values):,} log-variances are below {END}; "
-              f"quantiles: {told}")
+        share = float((values < END).double().mean())
+        print(f"{branch}: {share:.2%} of {len(values):,} log-variances are below {END}; quantiles: {told}")
 
 
 if __name__ == "__main__":
