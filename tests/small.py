@@ -1,5 +1,6 @@
 """Small things for quick tests: a network of few channels, and a data folder of few records."""
 import numpy as np
+import pytest
 import torch
 
 import model
@@ -14,6 +15,14 @@ TIME = np.arange(5000) / 500
 def shrink(patch):
     """Let every network made from now on have few channels. patch: a MonkeyPatch."""
     patch.setattr(model, "WIDTHS", WIDTHS)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_channels():
+    """For the tests of a file that imports it."""
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch)
+        yield
 
 
 def make_records(seed, rows):

@@ -120,10 +120,20 @@ def batches_of(data):
     records = open_records(data, "train", 12)
     r_peaks = load_r_peaks(data, "train", records, "slope")
 
-    def make(seed=0, batch_size=5, input_=None):
+    def make(seed=0, batch_size=5, input_=None, epoch_records=None):
         return TrainingBatches(records, np.arange(len(records)), r_peaks, Normalisation.of(input_ or {"kind": "minmax"}),
-                               batch_size, seed=seed)
+                               batch_size, seed=seed, epoch_records=epoch_records)
     return make
+
+
+def test_an_epoch_draws_as_many_records_as_it_is_asked_for(batches_of):
+    """Fewer than there are, none twice, others in the next epoch; more than there are means all."""
+    batches = batches_of(batch_size=2, epoch_records=3)
+    assert [len(batch[0]) for batch, *_ in batches.draw_epoch(1)] == [2, 1] and len(batches) == 2
+    rows = [np.concatenate([batches.rows_of_batch(epoch, number) for number in range(2)]) for epoch in (1, 2)]
+    assert all(len(set(drawn.tolist())) == 3 for drawn in rows) and set(rows[0].tolist()) != set(rows[1].tolist())
+    everything = batches_of(batch_size=2, epoch_records=10 ** 6)
+    assert sum(count for *_, count in everything.draw_epoch(1)) == len(everything.rows)
 
 
 @pytest.mark.parametrize("input_", [{"kind": "minmax"}, COMPAND], ids=["minmax", "compand"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script
-from small import describe, make_data, make_model, shrink
+from small import describe, few_channels, make_data, make_model  # noqa: F401
 
 from ecg import arrays
 from model import load_checkpoint, save_checkpoint
@@ -18,13 +18,6 @@ from model import load_checkpoint, save_checkpoint
 LINES = {"test.py": ("--load_path", "model.pt", "--hidden", 2, "--device", "cpu", "--protocol", "clean", "--figures", 0),
          "train.py": ("--save_path", "run/model.pt", "--hidden", 2, "--device", "cpu", "--epochs", 2, "--batch_size", 4,
                       "--protocol", "clean", "--select", "last", "--watch", "val", "--reference", 0)}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_channels():
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch)
-        yield
 
 
 @pytest.fixture(scope="module")

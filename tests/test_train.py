@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_script
-from small import make_data, make_model, shrink
+from small import few_channels, make_data, make_model, shrink  # noqa: F401
 
 import train
 import utils
@@ -16,13 +16,6 @@ from scoring.protocols import CLEAN, PAPER
 
 FLAGS = ("--epochs", 3, "--batch_size", 4, "--lr", "1e-2", "--val_beats", 1, "--device", "cpu", "--hidden", 2,
          "--reference", 0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def few_channels():
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch)
-        yield
 
 
 @pytest.fixture(scope="module")
