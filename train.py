@@ -23,10 +23,10 @@ import torch
 from tqdm import tqdm
 
 from dataloader import Normalisation, TrainingBatches, measure_companding
-from ecg.arrays import SIGNAL_FILES, fingerprint, load_r_peaks, load_table, open_labels, open_records, signal_path
-from evaluation.metrics import detection_auroc
-from model import HISTORY, MCF, UNCERTAINTIES, forward_loss, load_checkpoint, save_checkpoint, weights_are_finite
-from scoring.passes import Scorer
+from ecg.arrays import SIGNAL_FILES, fingerprint, load_r_peaks, load_table, open_records, signal_path
+from evaluation.validation import Validation
+from model import (HISTORY, MCF, PARTS, UNCERTAINTIES, forward_loss, load_checkpoint, save_checkpoint,
+                   weights_are_finite)
 from scoring.percentiles import KEY, score_normals
 from scoring.protocols import CLEAN, PAPER, PROTOCOLS, Protocol
 from utils import (PROCESSES, RANK, UserError, add_published_flags, add_up, check_published_flags, choose_device,
@@ -53,8 +53,6 @@ def parse_arguments() -> argparse.Namespace:
                         "by its own minimum and maximum, as published; compand: a power of the mV, by one scale a "
                         "lead (default %(default)s)")
     method.add_argument("--epoch_records", type=int, help="records that an epoch draws (default: all)")
-    method.add_argument("--uncertainty", choices=UNCERTAINTIES, default="log_variance", help="log_variance: inside "
-                        "Tanh and shared by the leads, as published; constant: none; free: one a lead, outside Tanh")
     method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, "
                         "the last, or the best on the test set as the authors did, which is optimistic (default: val "
                         "where fold 9 is held back, else last)")
@@ -65,6 +63,14 @@ def parse_arguments() -> argparse.Namespace:
                         "0: all, as in test.py)")
     method.add_argument("--reference", type=int, choices=(0, 1), default=1, help="score fold 9's normals with the kept "
                         "epoch, for the percentiles of one's own recordings (default 1)")
+    ablations = parser.add_argument_group("ablations: parts of the method to leave out; the checkpoint knows it")
+    ablations.add_argument("--branches", choices=("both", "global", "local"), default="both", help="which of the "
+                           "recording and the beat are restored (default %(default)s)")
+    ablations.add_argument("--cross_attention", type=int, choices=(0, 1), default=1, help="0: their tokens do not "
+                           "inform each other")
+    ablations.add_argument("--trend", type=int, choices=(0, 1), default=1, help="0: nothing is restored from the trend")
+    ablations.add_argument("--uncertainty", choices=UNCERTAINTIES, default="log_variance", help="log_variance: inside "
+                           "Tanh and shared by the leads, as published; constant: none; free: one a lead, outside Tanh")
     running = parser.add_argument_group("running")
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: bfloat16 matrix products in "
@@ -106,6 +112,12 @@ def choose_rows(protocol: Protocol, table: dict | None, records: int) -> np.ndar
         raise UserError("--protocol clean and --input compand hold fold 9 back, but no train_records.csv tells the "
                         "folds of train.npy; make the arrays with preprocess.py, or train with --protocol paper")
     return np.flatnonzero(table["fold"] != protocol.fold_held_back)
+
+
+def parts_of(flags: argparse.Namespace) -> tuple:
+    """The model.PARTS that the flags of the ablations keep."""
+    absent = {"both": None, "global": "local", "local": "global"}[flags.branches]
+    return tuple(part for part in PARTS if part != absent and getattr(flags, part, 1))
 
 
 def learning_rate(initial: float, epoch: int, epochs: int) -> float:
@@ -182,21 +194,6 @@ def require_finite(model: MCF, losses: torch.Tensor, batches: TrainingBatches, e
                 f"{', '.join(map(str, names[1:]))} of {SIGNAL_FILES['train']}")
     raise UserError(f"{what}; lower --lr, train with --amp off, or look at these records (checkpoints of the epochs "
                     "before are kept)")
-
-
-class Validation:
-    """Detection AUROC of a split, "val" or "test", while training."""
-
-    def __init__(self, data_path, split: str, leads: int, protocol: Protocol):
-        self.records, self.protocol = open_records(data_path, split, leads), protocol
-        self.labels = open_labels(data_path, split, (len(self.records),))
-        self.r_peaks = load_r_peaks(data_path, split, self.records, protocol.detector)
-
-    def auroc(self, model: MCF, mask_ratio: int, amp: str, beats: int) -> float:
-        """beats: a record, 0 for all."""
-        scorer = Scorer(model, self.protocol, mask_ratio, amp)
-        scored = scorer.score(self.records, self.r_peaks, beats_per_record=beats or None)
-        return detection_auroc(self.labels, scored.scores)
 
 
 class Run:
@@ -317,7 +314,7 @@ def main():
         r_peaks = load_r_peaks(flags.data_path, "train", records, protocol.detector)
         validations = {split: Validation(flags.data_path, split, flags.dims, protocol) for split in splits}
     torch.manual_seed(flags.seed)
-    model = MCF(flags.dims, flags.hidden, flags.uncertainty)
+    model = MCF(flags.dims, flags.hidden, flags.uncertainty, parts_of(flags))
     if flags.input == "compand":
         model.input = measure_companding(records, rows)
     model.to(device)
