@@ -83,6 +83,13 @@ class TokenNorm(nn.Module):
         return self.weight * (x - mean) / (deviation + self.eps) + self.bias
 
 
+def choose_parts(branches: str = "both", cross_attention: int = 1, trend: int = 1) -> tuple:
+    """PARTS less what these flags of train.py switch off. branches: "both", "global" or "local"."""
+    absent = {"both": None, "global": "local", "local": "global"}[branches]
+    chosen = dict.fromkeys(PARTS, True) | {"cross_attention": cross_attention, "trend": trend}
+    return tuple(part for part in PARTS if chosen[part] and part != absent)
+
+
 class MCF(nn.Module):
     """The cross-restoration network (paper, Fig. 2).
 

@@ -3,6 +3,7 @@
     python train.py --data_path ./data/ --save_model 1 --save_path ./ckpt/mymodel_new.pt      # as published
     python train.py --protocol clean --select val --save_path ./ckpt/clean/model.pt           # fold 9 held back
     python train.py --input compand --epochs 4 --epoch_records 400 --batch_size 8 --lr 1e-3 --save_path ./c/model.pt
+    python train.py --beats between --dims 2 --input compand --epochs 4 --epoch_records 800 --save_path ./b/model.pt
     torchrun --nproc_per_node=4 train.py --save_path ./ckpt/mymodel_new.pt                    # four GPUs
 
 As published: all of train.npy, the normals of folds 1-9, for 50 epochs. The last epoch is kept; the authors kept the
@@ -22,10 +23,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloader import Normalisation, TrainingBatches, measure_companding
-from ecg.arrays import SIGNAL_FILES, fingerprint, load_r_peaks, load_table, open_records, signal_path
+from dataloader import Normalisation, TrainingBatches, measure_companding, open_training
+from ecg.arrays import SIGNAL_FILES, fingerprint, signal_path
+from ecg.beats import SPLITS
 from evaluation.validation import Validation
-from model import (HISTORY, MCF, PARTS, UNCERTAINTIES, forward_loss, load_checkpoint, save_checkpoint,
+from model import (HISTORY, MCF, UNCERTAINTIES, choose_parts, forward_loss, load_checkpoint, save_checkpoint,
                    weights_are_finite)
 from scoring.percentiles import KEY, score_normals
 from scoring.protocols import CLEAN, PAPER, PROTOCOLS, Protocol
@@ -52,7 +54,9 @@ def parse_arguments() -> argparse.Namespace:
     method.add_argument("--input", choices=("minmax", "compand"), default="minmax", help="minmax: each lead and beat "
                         "by its own minimum and maximum, as published; compand: a power of the mV, by one scale a "
                         "lead (default %(default)s)")
-    method.add_argument("--epoch_records", type=int, help="records that an epoch draws (default: all)")
+    method.add_argument("--beats", choices=SPLITS, help="train on MIT-BIH's normal beats of this split, with --dims 2")
+    method.add_argument("--epoch_records", type=int, help="records, or windows with --beats, that an epoch draws "
+                        "(default: all)")
     method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, "
                         "the last, or the best on the test set as the authors did, which is optimistic (default: val "
                         "where fold 9 is held back, else last)")
@@ -94,30 +98,17 @@ def check(flags: argparse.Namespace) -> argparse.Namespace:
         require_writable(path.with_name(name) if name else path, is_folder=False)
     if flags.input == "compand" and flags.protocol == PAPER.name:
         raise UserError("--input compand is not the paper's, which --protocol paper is; leave one of them out")
-    protocol = PROTOCOLS[flags.protocol or (PAPER if flags.input == "minmax" else CLEAN).name]
+    if flags.beats and (flags.protocol == PAPER.name or flags.select in ("val", "test") or flags.watch):
+        raise UserError("--beats is of protocol clean, the last epoch; leave out --protocol, --select and --watch")
+    protocol = PROTOCOLS[flags.protocol or (PAPER if flags.input == "minmax" and not flags.beats else CLEAN).name]
     has_validation = protocol.fold_held_back is not None and signal_path(flags.data_path, "val").exists()
-    select = flags.select or ("val" if has_validation else "last")
+    select = flags.select or ("val" if has_validation and not flags.beats else "last")
     if select == "test":
         print("--select test keeps the epoch that is best on the test set, as published: its number is optimistic.")
     if select == "val" and protocol.fold_held_back is None:
         print("under --protocol paper fold 9's normals are in the training set: its validation AUROC is optimistic.")
-    return argparse.Namespace(**{**vars(flags), "protocol": protocol.name, "select": select})
-
-
-def choose_rows(protocol: Protocol, table: dict | None, records: int) -> np.ndarray:
-    """The rows of train.npy to train on. table: of its records, None where unknown. Raises UserError."""
-    if protocol.fold_held_back is None:
-        return np.arange(records)
-    if table is None or "fold" not in table:
-        raise UserError("--protocol clean and --input compand hold fold 9 back, but no train_records.csv tells the "
-                        "folds of train.npy; make the arrays with preprocess.py, or train with --protocol paper")
-    return np.flatnonzero(table["fold"] != protocol.fold_held_back)
-
-
-def parts_of(flags: argparse.Namespace) -> tuple:
-    """The model.PARTS that the flags of the ablations keep."""
-    absent = {"both": None, "global": "local", "local": "global"}[flags.branches]
-    return tuple(part for part in PARTS if part != absent and getattr(flags, part, 1))
+    return argparse.Namespace(**{**vars(flags), "protocol": protocol.name, "select": select,
+                                 "reference": flags.reference and not flags.beats})
 
 
 def learning_rate(initial: float, epoch: int, epochs: int) -> float:
@@ -210,7 +201,8 @@ class Run:
             raise UserError(f"{self.last_path} is missing, so there is nothing to resume; start without --resume")
         stored, facts = load_checkpoint(self.last_path)
         try:
-            differing = [name for name in self.config if facts["config"].get(name) != self.config[name]]
+            config = {"branches": "both", "cross_attention": 1, "trend": 1} | facts["config"]       # runs of before
+            differing = [name for name in self.config if config.get(name) != self.config[name]]
             if not differing:
                 model.load_state_dict(stored.state_dict())
                 optimizer.load_state_dict(facts["optimizer_state_dict"])
@@ -306,15 +298,14 @@ def main():
     flags = parse_arguments()
     device, protocol = choose_device(flags.device, flags.amp), PROTOCOLS[flags.protocol]
     start_processes(device)
-    records = open_records(flags.data_path, "train", flags.dims)
-    table = load_table(flags.data_path, "train", records)
-    rows = choose_rows(protocol, table, len(records))
     splits = sorted({flags.select, *flags.watch} - {"last"})
     with one_after_the_first():                             # R peaks are found once, if they have to be
-        r_peaks = load_r_peaks(flags.data_path, "train", records, protocol.detector)
+        records, table, rows, r_peaks = open_training(flags.data_path, flags.dims, protocol.detector,
+                                                      protocol.fold_held_back, flags.beats)
         validations = {split: Validation(flags.data_path, split, flags.dims, protocol) for split in splits}
     torch.manual_seed(flags.seed)
-    model = MCF(flags.dims, flags.hidden, flags.uncertainty, parts_of(flags))
+    model = MCF(flags.dims, flags.hidden, flags.uncertainty,
+                choose_parts(flags.branches, flags.cross_attention, flags.trend))
     if flags.input == "compand":
         model.input = measure_companding(records, rows)
     model.to(device)
@@ -329,8 +320,9 @@ def main():
     elif flags.save_model and (state.path.exists() or state.last_path.exists()):
         print(f"{state.path} or {LAST} beside it is of an earlier run, which this one replaces from its first epoch on")
     step = TrainingStep(model, optimizer, device, flags.amp)
-    print(f"training on {len(rows)} normal records, protocol {protocol.name}, input {flags.input}, epoch kept: "
-          f"{flags.select}, on {device}" + (f", {PROCESSES} processes" if PROCESSES > 1 else "")
+    print(f"training on {len(rows)} normal {'windows' if flags.beats else 'records'}, protocol {protocol.name}, input "
+          f"{flags.input}, epoch kept: {flags.select}, on {device}"
+          + (f", {PROCESSES} processes" if PROCESSES > 1 else "")
           + (f", after {state.epoch} epochs" if state.epoch else ""))
     with explained(state, flags.batch_size):
         run_epochs(model, step, batches, state, validations, table)
@@ -338,8 +330,9 @@ def main():
         if flags.save_model:
             state.finish(partial(score_normals, data_path=flags.data_path, mask_ratio=flags.mask_ratio)
                          if flags.reference else lambda model: {}, device)
+            of_beats = f" --dims {flags.dims} --beats {flags.beats}" * bool(flags.beats)
             print(f"checkpoint: {flags.save_path}\nscore it with: python test.py --data_path {flags.data_path} "
-                  f"--load_model 1 --load_path {flags.save_path}")
+                  f"--load_model 1 --load_path {flags.save_path}{of_beats}")
     stop_processes()
 
 

@@ -11,6 +11,7 @@ from small import few_channels, make_data, make_model, shrink  # noqa: F401
 
 import train
 import utils
+from dataloader import choose_rows
 from model import PARTS, load_checkpoint, save_checkpoint
 from scoring.protocols import CLEAN, PAPER
 
@@ -120,10 +121,11 @@ def test_flags_choose_folds_input_and_epoch(data, train_in, tmp_path, flags, rec
 def test_which_rows_are_trained_on():
     """clean leaves fold 9 out, paper nothing; arrays without a table can be trained on as published alone."""
     table = {"fold": np.array([1, 9, 8, 9])}
-    assert train.choose_rows(CLEAN, table, 4).tolist() == [0, 2]
-    assert train.choose_rows(PAPER, table, 4).tolist() == train.choose_rows(PAPER, None, 4).tolist() == [0, 1, 2, 3]
+    held_back = CLEAN.fold_held_back
+    assert choose_rows(held_back, table, 4).tolist() == [0, 2]
+    assert choose_rows(PAPER.fold_held_back, table, 4).tolist() == choose_rows(None, None, 4).tolist() == [0, 1, 2, 3]
     with pytest.raises(utils.UserError, match="--protocol paper"):
-        train.choose_rows(CLEAN, None, 4)
+        choose_rows(held_back, None, 4)
 
 
 def test_bfloat16_trains_where_the_processor_can(train_in, tmp_path, monkeypatch):
