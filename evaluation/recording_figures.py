@@ -26,14 +26,17 @@ class Window:
     r_peaks: dict
     flat: str               # leads without contact, and their seconds in the recording
     score: float = 0.0      # under the last protocol
+    unusual: list = field(default_factory=list)     # of without_network.unusual
 
 
 @dataclass
 class Recording:
-    """A recording that was scored. rows: of record_scores.csv; drawn: the most anomalous Windows; notes: sentences."""
+    """A recording that was scored. rows: of record_scores.csv; unusual: of record_unusual.csv; drawn: the most
+    anomalous Windows; notes: sentences."""
     path: str
     rate: float
     rows: list = field(default_factory=list)
+    unusual: list = field(default_factory=list)
     drawn: list = field(default_factory=list)
     heights: list = field(default_factory=list)     # mV that the median lead spans, a number a window
     notes: list = field(default_factory=list)

@@ -11,9 +11,10 @@ from test_recording_files import NAMES, make_ecg, write_csv, write_wfdb
 from ecg import arrays
 from ecg.recording_files import open_recording, windows_of
 from ecg.signals import filter_leads
-from evaluation import recording_figures, recordings
+from evaluation import recording_figures, recordings, rival
 from evaluation.recordings import RecordingSettings, score_recordings
 from model import MCF, load_checkpoint, save_checkpoint
+from scoring import without_network
 from scoring.passes import Scorer, Scores
 from scoring.protocols import PROTOCOLS
 from utils import UserError
@@ -74,8 +75,18 @@ def test_scores_are_those_of_the_arrays(simulated, checkpoint, tmp_path, capsys)
             lower = 100 * np.mean(np.array([0.5, 1.0, 9.0]) < score)
             assert float(row[f"{name}_percentile"]) == pytest.approx(lower)
             assert f"{score:.4f}" in printed and f"{lower:.1f}" in printed
+    fitted, normals = rival.load_rival(rival.FITTED_FILE)
+    features = rival.describe(records, arrays.load_r_peaks(simulated, "test", records, "slope"), np.arange(2))
+    for row, score in zip(rows, without_network.score(fitted, features)):
+        assert float(row["no_network_score"]) == pytest.approx(score, rel=1e-3)
+        assert float(row["no_network_percentile"]) == pytest.approx(100 * np.mean(normals < score), abs=0.2)
+    with open(tmp_path / "record_unusual.csv", newline="") as file:
+        unusual = list(csv.DictReader(file))
+    first = without_network.unusual(fitted, features[0])[0]
+    assert len(unusual) == 20 and (unusual[0]["lead"], unusual[0]["wave"]) == first[:2]
+    assert float(unusual[0]["value"]) == pytest.approx(first[2], abs=1e-3) and rival.tell(first) in printed
     assert "Not for clinical use." in printed and "note:" not in printed
-    assert names_in(tmp_path) == sorted(["record_results.json", "record_scores.csv"] + [
+    assert names_in(tmp_path) == sorted(["record_results.json", "record_scores.csv", "record_unusual.csv"] + [
         f"record_{number}-{path.name}_0s.{kind}" for number, path in enumerate(paths, 1) for kind in ("png", "pdf")])
 
 
