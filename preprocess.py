@@ -4,6 +4,7 @@
     python preprocess.py --ptbxl_path ./ptb-xl --sampling_rate 100                 # the small download, nearly the same
     python preprocess.py --ptbxl_path ./ptb-xl --sampling_rate 500 --allow_missing # whatever part is there
     python preprocess.py --ludb_path ./ludb                                        # the localization benchmark
+    python preprocess.py --mitdb_path ./mitdb                                      # beats of MIT-BIH
     python preprocess.py --download ./ptb-xl --download_ludb ./ludb --sampling_rate 100     # from nothing, all of it
 
 Every record is read, resampled to 500 Hz, filtered, and its R peaks are found, by worker processes; the rows stream
@@ -29,7 +30,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from ecg import arrays, download, ludb, ptbxl, signals
+from ecg import arrays, download, ludb, mitbih, ptbxl, signals
 from ecg.r_peaks import find_r_peaks_by_heartpy, find_r_peaks_by_slope
 from ecg.wfdb_files import read_record
 from ecg.writing import RECORD_SHAPE, SplitWriter, Staging, is_ours, require_replaceable
@@ -40,9 +41,10 @@ MOST_WORKERS = 10                                      # by default: 0.12 GB eac
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data, one of the first two or both")
+    data = parser.add_argument_group("data, one of the first three or more")
     data.add_argument("--ptbxl_path", help="folder with ptbxl_database.csv and records100 or records500")
     data.add_argument("--ludb_path", help="folder of LUDB, with RECORDS and data: makes the localization benchmark")
+    data.add_argument("--mitdb_path", help="folder of the MIT-BIH arrhythmia database: makes beats, for --beats")
     data.add_argument("--data_path", default="./data/", help="folder for the arrays (default %(default)s)")
     data.add_argument("--sampling_rate", type=int, choices=sorted(ptbxl.FILE_COLUMN), default=500,
                       help="which of PTB-XL's two sets of files to read, in Hz (default %(default)s)")
@@ -237,8 +239,9 @@ def main():
     commit, arguments = git_commit(), parse_arguments()
     data_path, rate, workers = Path(arguments.data_path), arguments.sampling_rate, arguments.workers
     ptbxl_path, ludb_path = arguments.ptbxl_path or arguments.download, arguments.ludb_path or arguments.download_ludb
-    if not (ptbxl_path or ludb_path):
-        raise UserError("no data set is named; give --ptbxl_path, --ludb_path or both, or --download")
+    mitdb_path = arguments.mitdb_path or arguments.download_mitdb
+    if not (ptbxl_path or ludb_path or mitdb_path):
+        raise UserError("no data set is named; give --ptbxl_path, --ludb_path or --mitdb_path, or --download")
     if arguments.benchmark_truth and (ludb_path or not ptbxl_path):
         raise UserError("--benchmark_truth makes the benchmark from PTB-XL; give it with --ptbxl_path and without "
                         "--ludb_path")
@@ -246,9 +249,13 @@ def main():
               *(("benchmark",) if ludb_path or arguments.benchmark_truth else ())]
     require_writable(data_path)
     require_replaceable(data_path, splits)
-    for name in ("download", "download_ludb"):
+    for name in ("download", "download_ludb", "download_mitdb"):
         if folder := getattr(arguments, name):
             download.fetch(name, Path(folder), rate, arguments.base_url, arguments.connections)
+    if mitdb_path:
+        mitbih.write(mitdb_path, data_path, arguments.limit)
+    if not splits:
+        return
     truth = load_marked_points(arguments.benchmark_truth)
     if ludb_path:
         of_ludb, missing, ludb_source = open_ludb(Path(ludb_path), arguments.limit, arguments.allow_missing)

@@ -261,7 +261,8 @@ def add_published_flags(parser):
     group.add_argument("--data_path", default="./data/", help="folder of the arrays (default %(default)s)")
     group.add_argument("--dims", type=int, default=12, help="leads (default %(default)s)")
     group.add_argument("--hidden", type=int, default=50, help="channels of a token, even (default %(default)s)")
-    group.add_argument("--mask_ratio", type=int, default=30, help="percent masked (default %(default)s)")
+    group.add_argument("--mask_ratio", type=int, default=30, help="percent masked, as in training; 0: nothing "
+                       "(default %(default)s)")
     group.add_argument("--seed", type=int, default=0, help="of all that is random (default %(default)s)")
     group.add_argument("--epochs", type=int, default=50, help="of training (default %(default)s)")
     group.add_argument("--batch_size", type=int, default=32, help="records a training step (default %(default)s)")
@@ -271,7 +272,7 @@ def add_published_flags(parser):
 
 def check_published_flags(arguments):
     """Raise UserError for a value that no run can use."""
-    for name, least, most in (("dims", 1, 1000), ("hidden", 2, 10_000), ("mask_ratio", 1, 100), ("seed", 0, 2**31),
+    for name, least, most in (("dims", 1, 1000), ("hidden", 2, 10_000), ("mask_ratio", 0, 100), ("seed", 0, 2**31),
                               ("epochs", 1, 10**6), ("batch_size", 1, 10**6), ("lr", 1e-12, 1e6)):
         value = getattr(arguments, name)
         if not least <= value <= most:                      # false for NaN too

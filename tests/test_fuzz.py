@@ -43,8 +43,9 @@ def test_any_r_peaks_give_beats_inside(r_peaks):
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_any_mask_ratio_hides_something_but_not_all(name):
-    """clean hides every sample exactly once."""
+    """clean hides every sample exactly once. Ratio 0 hides nothing, in one pass."""
     for mask_ratio in range(1, 101):
         for masks in PROTOCOLS[name].masks(mask_ratio):
             assert masks.any(dim=1).all()
             assert name != "clean" or ((masks.sum(dim=0) == 1).all() and not masks.all(dim=1).any())
+    assert [(len(masks), int(masks.sum())) for masks in PROTOCOLS[name].masks(0)] == [(1, 0)] * 2

@@ -4,7 +4,8 @@ import pytest
 import torch
 from small import make_model, shrink
 
-from model import MCF, UNCERTAINTIES, compute_trend, forward_loss, load_checkpoint, save_checkpoint, translate_published
+from model import (MCF, PARTS, UNCERTAINTIES, compute_trend, forward_loss, load_checkpoint, save_checkpoint,
+                   translate_published)
 from scoring.fused import FusedMCF
 from utils import UserError
 
@@ -144,3 +145,48 @@ def test_missing_weight_is_named(tmp_path):
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"model.pt .*norm.bias is missing"):
         load_checkpoint(tmp_path / "model.pt")
+
+
+@pytest.mark.usefixtures("few_channels")
+@pytest.mark.parametrize("absent, zero", [(["global"], {"global"}), (["local"], {"local"}), (["trend"], {"trend"}),
+                                          (["cross_attention"], set()),
+                                          (["global", "cross_attention", "trend"], {"global", "trend"})])
+def test_each_ablation_leaves_out_one_thing(tmp_path, absent, zero):
+    """What is left out has no weights and no term; without attention between them the other terms stay as they were."""
+    parts = [part for part in PARTS if part not in absent]
+    torch.manual_seed(0)
+    network, ecg, beat = make_model(parts=parts), torch.rand(2, 4800, 12), torch.rand(2, 480, 12)
+    own = {name.split("_")[0] for name in network.state_dict()}
+    assert not own & (set(absent) - {"cross_attention"})
+    assert (network.attention is None) == ("cross_attention" in absent)
+    save_checkpoint(tmp_path / "model.pt", network)
+    network = load_checkpoint(tmp_path / "model.pt")[0].eval()
+    assert network.parts == tuple(parts)
+    fused = FusedMCF(network)
+    with torch.inference_mode():
+        trend = compute_trend(ecg)
+        terms = forward_loss(network(ecg, beat, trend), ecg, beat)
+        scored = forward_loss(fused.restore(fused.encode_global(ecg), fused.encode_local(beat), fused.begin_trend(
+            fused.encode_trend(trend))), ecg, beat)
+    assert {term for term in ("global", "local", "trend") if terms[term] == 0} == zero
+    torch.testing.assert_close(scored, terms, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("few_channels")
+def test_an_ablation_changes_no_other_branch():
+    """Without cross-attention, a network without one branch restores the other as the whole network does."""
+    ecg, beat = torch.rand(2, 4800, 12), torch.rand(2, 480, 12)
+    whole, trend = make_model(parts=("global", "local", "trend")), compute_trend(ecg)
+    with torch.inference_mode():
+        expected = whole(ecg, beat, trend)
+        for place, part in enumerate(("global", "local")):
+            part_alone = make_model(parts=(part,))
+            part_alone.load_state_dict({name: value for name, value in whole.state_dict().items()
+                                        if name.startswith(part)})
+            torch.testing.assert_close(part_alone(ecg, beat, trend)[place], expected[place])
+
+
+@pytest.mark.parametrize("parts", [("trend",), ("global", "beat")])
+def test_parts_that_make_no_network(parts):
+    with pytest.raises(ValueError, match="parts"):
+        MCF(hidden=2, parts=parts)

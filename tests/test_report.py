@@ -386,7 +386,7 @@ def test_bad_arrays_are_refused(authors_workplace, name, change, message):
 
 @pytest.mark.parametrize("flags, message", [
     (("--load_path", "absent.pt"), "absent.pt"), (("--hidden", "64"), "--hidden 50"), (("--dims", "8"), "--dims 12"),
-    (("--mask_ratio", "0"), "--mask_ratio"), (("--output_dir", "data/test.npy/x"), "data/test.npy/x"),
+    (("--mask_ratio", "101"), "--mask_ratio"), (("--output_dir", "data/test.npy/x"), "data/test.npy/x"),
     (("--data_path", "nowhere"), "nowhere"), (("--device", "cuda"), "cuda")])
 def test_bad_flags_are_refused(authors_workplace, flags, message):
     """A flag that does not fit ends in one sentence that names it, or what it should have been."""

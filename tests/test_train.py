@@ -11,7 +11,8 @@ from small import few_channels, make_data, make_model, shrink  # noqa: F401
 
 import train
 import utils
-from model import load_checkpoint, save_checkpoint
+from dataloader import choose_rows
+from model import PARTS, load_checkpoint, save_checkpoint
 from scoring.protocols import CLEAN, PAPER
 
 FLAGS = ("--epochs", 3, "--batch_size", 4, "--lr", "1e-2", "--val_beats", 1, "--device", "cpu", "--hidden", 2,
@@ -103,7 +104,8 @@ def test_history_and_checkpoint_say_what_was_done(trained):
     ((), 8, "protocol paper, input minmax, epoch kept: last", ()),
     (("--protocol", "clean"), 7, "epoch kept: val", ("val",)),
     (("--select", "test", "--val_every", 2), 8, "optimistic", ("test",)),
-    (("--input", "compand", "--uncertainty", "free"), 7, "protocol clean, input compand, epoch kept: val", ("val",))])
+    (("--input", "compand", "--uncertainty", "free"), 7, "protocol clean, input compand, epoch kept: val", ("val",)),
+    (("--branches", "local", "--cross_attention", 0, "--mask_ratio", 0), 8, "protocol paper", ())])
 def test_flags_choose_folds_input_and_epoch(data, train_in, tmp_path, flags, records, words, columns):
     """As published all normals and HeartPy's beats; fold 9 held back where it selects; the network knows its input."""
     finished = train_in(*flags, "--epochs", 2)
@@ -113,15 +115,17 @@ def test_flags_choose_folds_input_and_epoch(data, train_in, tmp_path, flags, rec
     assert {split for split in ("val", "test") if row[f"{split}_auroc"] is not None} == set(columns)
     assert model.input["kind"] == ("compand" if "compand" in flags else "minmax")
     assert model.uncertainty == ("free" if "free" in flags else "log_variance")
+    assert model.parts == (("local", "trend") if "local" in flags else PARTS)
 
 
 def test_which_rows_are_trained_on():
     """clean leaves fold 9 out, paper nothing; arrays without a table can be trained on as published alone."""
     table = {"fold": np.array([1, 9, 8, 9])}
-    assert train.choose_rows(CLEAN, table, 4).tolist() == [0, 2]
-    assert train.choose_rows(PAPER, table, 4).tolist() == train.choose_rows(PAPER, None, 4).tolist() == [0, 1, 2, 3]
+    held_back = CLEAN.fold_held_back
+    assert choose_rows(held_back, table, 4).tolist() == [0, 2]
+    assert choose_rows(PAPER.fold_held_back, table, 4).tolist() == choose_rows(None, None, 4).tolist() == [0, 1, 2, 3]
     with pytest.raises(utils.UserError, match="--protocol paper"):
-        train.choose_rows(CLEAN, None, 4)
+        choose_rows(held_back, None, 4)
 
 
 def test_bfloat16_trains_where_the_processor_can(train_in, tmp_path, monkeypatch):
@@ -136,7 +140,7 @@ def test_bfloat16_trains_where_the_processor_can(train_in, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("change, message", [
     (("--resume",), "last.pt"), (("--dims", 8), "train.npy"), (("--hidden", 7), "--hidden"),
-    (("--mask_ratio", 0), "--mask_ratio"), (("--batch_size", 0), "--batch_size"), (("--epochs", 0), "--epochs"),
+    (("--mask_ratio", -1), "--mask_ratio"), (("--batch_size", 0), "--batch_size"), (("--epochs", 0), "--epochs"),
     (("--lr", "nan"), "--lr"), (("--input", "compand", "--protocol", "paper"), "--protocol paper"),
     (("--save_path", "last.pt"), "--save_path"), (("--save_path", "/dev/null/model.pt"), "/dev/null"),
     (("--save_path", "."), "is a folder"), (("--data_path", "nowhere"), "nowhere")])
