@@ -7,7 +7,8 @@
     python test.py --load_path ./ckpt/mymodel.pt --record one.hea two.csv      # recordings of one's own
 
 Prints the AUROCs with their intervals, and writes report.md, results.json, detection_scores.csv and the figures; with
---save_maps 1 the localization maps too. Where fold 9 is there it is scored too, and sets the operating points.
+--save_maps 1 the localization maps too. Where fold 9 is there it is scored too, and sets the operating points. Where
+test_lesions.npy is there, clean localizes the lesions in it.
 """
 import argparse
 import io
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from evaluation import drawing, figures, files, numbers, provenance, recordings, report, rival
+from evaluation.lesions import Lesions
 from evaluation.localization import choose_examples
 from evaluation.numbers import Scored, Truth
 from evaluation.splits import load_splits
@@ -88,8 +90,11 @@ class Run:
     scored: dict
 
 
-def score_splits(scorer: Scorer, splits: dict) -> Scored:
-    """Score the records of every split, and localize in the benchmark."""
+def score_splits(scorer: Scorer, splits: dict, lesions: Lesions | None) -> Scored:
+    """Score the records of every split, and localize in the benchmark and, where the protocol can afford it, lesions.
+
+    Every beat by itself takes six times as long, and the lesions are many: a protocol that does so leaves them out.
+    """
     detector, seconds, scores, maps = scorer.protocol.detector, {}, {}, None
     for name, split in splits.items():
         started = time.perf_counter()
@@ -99,7 +104,12 @@ def score_splits(scorer: Scorer, splits: dict) -> Scored:
             maps = result.maps
         else:
             scores[name] = result.scores
-    return Scored(scores, maps, detector, seconds)
+    of_lesions = None
+    if lesions is not None and scorer.protocol.median_beat:
+        started = time.perf_counter()
+        of_lesions = lesions.collect(lambda *where: scorer.score(*where, with_maps=True).maps)
+        seconds["lesions"] = time.perf_counter() - started
+    return Scored(scores, maps, detector, seconds, of_lesions)
 
 
 def pack_maps(scored: dict) -> dict:
@@ -191,7 +201,8 @@ def main():
     for name, (model, checkpoint), some in zip(names, networks, protocols):
         scorers = {protocol.name: Scorer(model.to(device).eval(), protocol, arguments.mask_ratio, arguments.amp)
                    for protocol in some}
-        one = Run(checkpoint, scorers, {name: score_splits(scorer, splits) for name, scorer in scorers.items()})
+        one = Run(checkpoint, scorers, {name: score_splits(scorer, splits, truth.lesions)
+                                        for name, scorer in scorers.items()})
         if RANK == 0:
             reports.append(report_run(output / name, one, truth, rivals, about, with_figures,
                                       arguments.save_maps))

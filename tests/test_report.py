@@ -74,8 +74,8 @@ class StandIn:
     def __init__(self, model, protocol, mask_ratio=30, amp="off"):
         self.protocol = protocol
 
-    def score(self, records, r_peaks, with_maps=False):
-        ecgs = records.read(np.arange(len(records)))
+    def score(self, records, r_peaks, rows=None, with_maps=False):
+        ecgs = records.read(np.arange(len(records)) if rows is None else rows)
         noise = np.random.default_rng(len(ecgs)).normal(size=len(ecgs)) * 0.02 * (1 + self.protocol.as_stored)
         maps = np.abs(ecgs[:, 100:4900]) if with_maps else None
         return Scores(1 / ecgs.std(axis=(1, 2)) + noise, maps, 0, 0)
