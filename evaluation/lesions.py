@@ -9,7 +9,7 @@ from ecg.arrays import (LESIONS_OF, Records, fingerprint, label_path, load_manif
                         open_labels, open_records, phases_path, signal_path)
 from ecg.lesions import KINDS
 from evaluation.metrics import Resamples
-from evaluation.places import average_places, rank_places, with_kinds
+from evaluation.places import average_places, rank_places, share_of_order, with_kinds
 from evaluation.points import PointRanking
 from utils import UserError
 
@@ -87,3 +87,26 @@ def evaluate_lesions(lesions: Lesions, maps: np.ndarray) -> dict:
     over_all = pooled.pop("all")
     own = rank_places(lesions.labels, lesions.phases[:, :, None], maps)
     return {"pooled": with_kinds(pooled, over_all), **average_places(own, lesions.resamples, kinds)}
+
+
+def figure_name(kind: str) -> str:
+    """The figure of a lesion of a kind."""
+    return f"lesion_{kind}"
+
+
+def choose_lesions(lesions: Lesions, maps: np.ndarray, protocol: str) -> list:
+    """The rows to draw: of each kind the median one by its own AUROC. maps: of collect(), by a protocol.
+
+    Returns [(row, name of the figure, title)].
+    """
+    own = np.array([share_of_order(scores[label == 1], scores[label == 0])
+                    for label, scores in zip(lesions.labels, maps)])
+    chosen = []
+    for kind, title in KINDS.items():
+        rows = np.flatnonzero((lesions.kinds == kind) & np.isfinite(own))
+        if len(rows):
+            row = int(rows[np.argsort(-own[rows], kind="stable")[len(rows) // 2]])
+            chosen.append((row, figure_name(kind), f"{title}: {lesions.descriptions[row]}; the median of {len(rows)} by "
+                           f"AUROC, {own[row]:.2f} ({protocol})\nThe lesion is implanted in the normal ECG "
+                           f"{lesions.ecg_ids[row]}."))
+    return chosen

@@ -22,16 +22,16 @@ POINTS = {"sensitivity_90": "90 % sensitivity", "youden": "largest sensitivity +
 HOW_SURE = ("AUROC in percent. Intervals are of 2,000 resamples of the patients; each holds with 95 % for its number "
             "alone: where many are compared at once, about one in twenty misses. *less*: the paired difference to the "
             "best score without a network on the same records, which stands in the last column.")
-HOW_PLACED = ("*Lesions* are implanted in normal ECGs, one in each, so the truth is exact (ecg/lesions.py). Within record "
-              "and phase, a marked point is held against the unmarked ones of the same record and wave: which lead? "
-              "Within record and lead, against those of the same lead: which moment? There a map that is constant in a "
-              "record has 50 %. Both, and *per record*, are means over the kinds of lesion; *pooled* is over all points "
-              "of all records, those without a lesion too. A single map stands for the rival in the mean over kinds, "
-              "and the best one for a kind in its own row. Lesions are scored under clean, or another protocol with one "
-              "median beat; every beat by itself would take many times as long.")
-RULES_MARK = ("The marks of LUDB's benchmark are rules: they mark whole waves, in many leads at once, from a diagnosis. So "
-              "pooled and per record mostly tell which record and which wave; within record and phase is what asks for "
-              "the place, and only the records with marked and unmarked leads of a wave answer it.")
+HOW_PLACED = ("*Lesions* are implanted in normal ECGs, one in each, so the truth is exact (ecg/lesions.py). *Lead of "
+              "wave* (within record and phase): a marked point is held against the unmarked points of the same record "
+              "and wave. *Moment of lead* (within record and lead): against those of the same record and lead. A map "
+              "that is constant in a record has 50 % there. Both, and *per record*, are means over the kinds of lesion; "
+              "*pooled* is over all points of all records, those without a lesion too. The rival is one map in the "
+              "mean over kinds, and the best one for a kind in the tables by kind. Protocols that score every beat by "
+              "itself leave the lesions out: it would take many times as long.")
+RULES_MARK = ("The marks of LUDB's benchmark are rules: they mark whole waves, in many leads at once, from a diagnosis. "
+              "So pooled and per record tell which record and which wave more than which place. Within record and "
+              "phase asks for the place, and only records with a marked and an unmarked lead of a wave can answer.")
 
 
 def maps_file(protocol: str) -> str:

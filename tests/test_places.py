@@ -1,4 +1,4 @@
-"""Numbers of the place of what is abnormal, against plain loops and scikit-learn; and what a map cannot win them with."""
+"""Numbers of the place of what is abnormal, against plain loops and scikit-learn; what a map cannot win them with."""
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
