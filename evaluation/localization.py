@@ -8,10 +8,10 @@ from ecg import ludb
 from ecg.arrays import load_details
 from ecg.signals import LEAD_NAMES
 from evaluation.metrics import MEASURES, Resamples
+from evaluation.places import average_places, rank_places
 from evaluation.points import PointRanking, rank_each
 from evaluation.splits import Split
 
-PHASES = {name: 1 + place for place, name in enumerate(ludb.PHASES) if name != "PQ"}    # those that are matched
 EXAMPLE_DIAGNOSES = 4                   # whose records are drawn, the most frequent ones
 RANKS = ("best", "median", "worst")     # of a diagnosis by the record's own AUROC: drawn are these
 
@@ -43,10 +43,10 @@ def open_benchmark(data_path, split: Split) -> Benchmark:
 
 
 def evaluate_localization(benchmark: Benchmark, maps: np.ndarray) -> dict:
-    """All of localization for one map: pooled, per record, phase-matched, by lead and by diagnosis."""
+    """All of localization for one map: pooled, per record, within a record, by lead and by diagnosis."""
     ranking = PointRanking(benchmark.labels, maps, benchmark.resamples)
-    return {"pooled": ranking.pool(measures=tuple(MEASURES)), "per_record": ranking.average_records(),
-            "phase_matched": None if benchmark.phases is None else ranking.match_phases(benchmark.phases, PHASES),
+    places = average_places(rank_places(benchmark.labels, benchmark.phases, maps), benchmark.resamples)
+    return {**places, "pooled": ranking.pool(measures=tuple(MEASURES)), "per_record": ranking.average_records(),
             "by_lead": {lead: ranking.pool(np.arange(maps.shape[2]) == place)["auroc"]
                         for place, lead in enumerate(benchmark.lead_names)},
             "by_diagnosis": rank_diagnoses(benchmark, ranking)}

@@ -1,7 +1,7 @@
 """The ranking of the points of anomaly maps, for any part of them; intervals as in metrics.py, over patients."""
 import numpy as np
 
-from evaluation.metrics import MEASURES, Resamples, average, average_precision, count_by_score, estimate
+from evaluation.metrics import MEASURES, Resamples, auroc, average_precision, count_by_score, estimate
 
 BINS = 1024                         # of equally many points, for the resamples alone; they move an AUROC by < 1e-4
 BINNING_SAMPLE = 1_000_000          # points that the bins are drawn from
@@ -29,16 +29,30 @@ class PointRanking:
         return np.stack([np.bincount(bins[mask], minlength=self.number_of_bins)
                          for bins, mask in zip(self.bins, chosen)]).astype(np.float64)
 
-    def _resample_auroc(self, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-        """The resamples' AUROC (draws,) from histograms (records, bins).
+    def _resample_auroc(self, positive: np.ndarray, negative: np.ndarray, rows=slice(None)) -> np.ndarray:
+        """The resamples' AUROC (draws,) from histograms (records, bins) of all records, or of these rows.
 
         An AUROC counts pairs of points; the pairs of every two records are counted once, and each resample weighs them.
         """
+        weights, some = self.weights[:, rows], positive.any(axis=1)
         below = np.cumsum(negative, axis=1) - negative / 2
-        pairs = positive @ below.T                                                  # (records, records)
+        pairs = positive[some] @ below.T                                # (records with positive points, records)
         with np.errstate(invalid="ignore"):
-            return ((self.weights @ pairs * self.weights).sum(axis=1)
-                    / ((self.weights @ positive.sum(axis=1)) * (self.weights @ negative.sum(axis=1))))
+            return ((weights[:, some] @ pairs * weights).sum(axis=1)
+                    / ((weights @ positive.sum(axis=1)) * (weights @ negative.sum(axis=1))))
+
+    def pool_rows(self, groups: dict) -> dict:
+        """AUROC over all points of a group of records together, by the bins alone: {name: Estimate or None}.
+
+        groups: {name: (records,) bool}.
+        """
+        counts, pooled = [self._histograms(self.labels == kind) for kind in (1, 0)], {}
+        for name, rows in groups.items():
+            some = [count[rows] for count in counts]
+            patients = min(self.resamples.count(rows & count.any(axis=1)) for count in counts)
+            pooled[name] = estimate(auroc(*(count.sum(axis=0) for count in some)), self._resample_auroc(*some, rows),
+                                    patients)
+        return pooled
 
     def pool(self, chosen=True, positive=None, measures=("auroc",)) -> dict:
         """AUROC, or all of measures, over all chosen points of all records together.
@@ -67,15 +81,6 @@ class PointRanking:
         patients = self.resamples.count(both)
         return {**{name: estimate(own[:, column].mean(), drawn[:, column], patients)
                    for column, name in enumerate(MEASURES)}, "records": len(own)}
-
-    def match_phases(self, phases: np.ndarray, names: dict) -> dict:
-        """AUROC within one phase of the beat at a time, and their "mean" over the phases that have both kinds.
-
-        phases: (records, samples, leads); names: {phase: its value}. The place in the beat is worth nothing here; which
-        record and which lead is abnormal still is.
-        """
-        matched = {name: self.pool(phases == code)["auroc"] for name, code in names.items()}
-        return {**matched, "mean": average(list(matched.values()))}
 
 
 def rank_each(labels: np.ndarray, maps: np.ndarray) -> np.ndarray:

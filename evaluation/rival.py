@@ -11,7 +11,7 @@ from evaluation.detection import combine
 from evaluation.numbers import Scored, Truth, beyond_parts, evaluate, evaluate_baselines
 from evaluation.report import TRIVIAL, UNUSUAL_FILE, pack_csv
 from evaluation.splits import Split
-from evaluation.trivial import make_maps, score_people, score_signals
+from evaluation.trivial import map_makers, score_people, score_signals
 from scoring import without_network
 from utils import UserError, write_atomically
 
@@ -35,20 +35,28 @@ class Rivals:
 
 
 def score_rivals(data_path, truth: Truth) -> Rivals:
-    """Score the test records and fold 9 without a network, and localize in the benchmark. Raises UserError."""
+    """Score the test records and fold 9 without a network, and localize in benchmark and lesions. Raises UserError."""
     splits = [split for split in truth.splits.values() if split.name != "benchmark"]
     fitted, normals = fit_rival(data_path, splits[0].records.leads)
     columns = {}
     for split in splits:
         scores = score_signals(split.records, split.r_peaks[DETECTOR]) | score_people(split.table, normals)
         if fitted:
-            scores[NAME] = without_network.score(fitted, describe(split.records, split.r_peaks[DETECTOR]))
+            scores[NAME] = score_records(fitted, split.records, split.r_peaks[DETECTOR])
         for name, score in scores.items():
             columns.setdefault(name, {})[split.name] = score
     columns = {name: score for name, score in columns.items() if len(score) == len(splits)}
-    benchmark = truth.splits.get("benchmark")
-    maps = make_maps(benchmark.records, benchmark.r_peaks[DETECTOR]) if benchmark else {}
-    return Rivals(columns, evaluate_baselines(truth, columns, maps), fitted)
+    benchmark, lesions = truth.splits.get("benchmark"), truth.lesions
+    makers = (benchmark and map_makers(score_records(fitted, benchmark.records, benchmark.r_peaks[DETECTOR])),
+              lesions and map_makers(score_records(fitted, lesions.records, lesions.r_peaks)))
+    return Rivals(columns, evaluate_baselines(truth, columns, *makers, DETECTOR), fitted)
+
+
+def score_records(fitted: dict | None, records: Records, r_peaks: list) -> np.ndarray | None:
+    """The rival's scores of records, or None where it was not fitted or nobody knows their mV."""
+    if fitted is None or not records.in_millivolts:
+        return None
+    return without_network.score(fitted, describe(records, r_peaks))
 
 
 def evaluate_all(truth: Truth, scored: dict, rivals: Rivals) -> tuple:

@@ -54,7 +54,7 @@ def describe(data):
 def make_data(data, rows=8):
     """Write the arrays of a data folder as preprocess.py does: train (folds 1 to 9), val, test, benchmark."""
     data.mkdir(parents=True)
-    for seed, split in enumerate(arrays.SIGNAL_FILES):
+    for seed, split in enumerate(("train", "val", "test", "benchmark")):
         records, _ = make_records(seed, rows)
         if split in arrays.NORMALISED_SPLITS:
             low, high = records.min(axis=1), records.max(axis=1)

@@ -102,8 +102,8 @@ def test_localization_groups(benchmark):
     chosen = septal | (benchmark.labels[:3] == 0)
     assert found["by_diagnosis"]["scar"]["auroc"]["value"] == pytest.approx(
         roc_auc_score(septal[chosen], maps[:3][chosen]), abs=1e-3)
-    assert found["phase_matched"]["P"] is None and found["phase_matched"]["QRS"] is not None    # QRS alone is marked
-    assert found["phase_matched"]["mean"]["value"] == found["phase_matched"]["QRS"]["value"]
+    assert found["per_record"]["records"] == 6 and found["within_record_and_lead"]["value"] > 0.6
+    assert found["within_record_and_phase"] is None         # QRS is marked in all leads, so no phase holds both kinds
 
 
 def test_examples_are_the_best_the_median_and_the_worst(benchmark):
@@ -122,10 +122,10 @@ def test_each_number_is_held_against_the_best_trivial_one(splits, scores):
     rng = np.random.default_rng(5)
     trivial = {"truth": {name: split.labels + 0.0 for name, split in splits.items()},
                "noise": {name: rng.normal(size=len(split.labels)) for name, split in splits.items()}}
-    baselines = numbers.evaluate_baselines(truth, trivial, {})
-    assert set(baselines["detection"]) == {"truth", "noise"} and "localization" not in baselines
+    baselines = numbers.evaluate_baselines(truth, trivial, None, None, "slope")
+    assert set(baselines) == {"detection"} and set(baselines["detection"]) == {"truth", "noise"}
     own = detection.evaluate_detection(truth.cohort, scores)
-    beyond = numbers.beyond_trivial(own, None, baselines)
+    beyond = numbers.beyond_trivial({"detection": own}, baselines)
     for number, value in (("detection", own["auroc"]), ("by_superclass: MI", own["by_superclass"]["MI"]["auroc"]),
                           ("within_age_bands: macro", own["within_age_bands"]["macro"]),
                           ("by_statement: IMI", own["by_statement"]["IMI"]["auroc"])):

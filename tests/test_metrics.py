@@ -169,14 +169,9 @@ def test_few_records_have_no_interval(points, number):
     labels, maps = points
     ranking = PointRanking(labels[:number], maps[:number], Resamples(np.arange(number), 40))
     averaged = ranking.average_records()
-    phases = np.random.default_rng(9).integers(1, 4, labels[:number].shape)
-    phases[1:][phases[1:] == 3] = 2                                     # of phase 3 there is one record alone
-    for found in (averaged["auroc"], averaged["average_precision"],
-                  ranking.match_phases(phases, {"P": 1, "QRS": 2})["mean"]):
+    for found in (averaged["auroc"], averaged["average_precision"], ranking.pool()["auroc"]):
         assert (found["low"] is None) == (found["high"] is None) == (number < 5) and 0 < found["value"] < 1
     assert averaged["records"] == number
-    with_rare = ranking.match_phases(phases, {"P": 1, "QRS": 2, "T": 3})["mean"]
-    assert with_rare["low"] is None and with_rare["value"] > 0
 
 
 @pytest.mark.parametrize("abnormal, normal, found, false_alarms, sure", [
@@ -191,24 +186,6 @@ def test_operating_points_of_few_records(abnormal, normal, found, false_alarms, 
     applied = metrics.operate(labels, scores, 0.5, Resamples(np.arange(len(labels)), 50))
     assert {name for name in ("sensitivity", "specificity", "precision", "f1") if applied[name]["low"] is not None} \
         == sure
-
-
-def test_phase_matching_is_blind_to_the_place_in_the_beat(points):
-    """Within a phase only its own points compete: a score that knows the phase alone is worth 0.5, unlike pooled."""
-    labels, maps = points
-    rng = np.random.default_rng(7)
-    phases = rng.integers(1, 4, labels.shape)
-    labels = np.where(labels <= 1, (rng.random(labels.shape) < phases / 4).astype(np.uint8), labels)
-    labels[phases == 3] = np.where(labels[phases == 3] <= 1, 1, 255)            # a phase that is anomalous throughout
-    ranking = PointRanking(labels, phases.astype(np.float32), Resamples(np.arange(9), 20))
-    matched = ranking.match_phases(phases, {"P": 1, "QRS": 2, "T": 3})
-    assert ranking.pool()["auroc"]["value"] > 0.6
-    assert matched["P"]["value"] == matched["QRS"]["value"] == matched["mean"]["value"] == 0.5
-    assert matched["T"] is None
-    own = PointRanking(labels, maps, Resamples(np.arange(9), 20)).match_phases(phases, {"P": 1, "QRS": 2})
-    chosen = (phases == 1) & (labels <= 1)
-    assert own["P"]["value"] == pytest.approx(roc_auc_score(labels[chosen], maps[chosen]))
-    assert own["mean"]["value"] == pytest.approx((own["P"]["value"] + own["QRS"]["value"]) / 2)
 
 
 def test_operating_points(records):

@@ -28,6 +28,7 @@ RIVALS = ("largest amplitude", "mean |slope|", "heart rate", "RR irregularity", 
           "no network")
 TIME = np.arange(5000) / 500
 SIZES = {"train": 170, "test": 60, "val": 40, "benchmark": 4}
+KINDS = ("none", "t_wave", "p_loss")
 
 
 def draw_ecgs(rng, labels):
@@ -64,8 +65,23 @@ def arrays(tmp_path_factory):
         table.to_csv(folder / f"{split}_records.csv", index=False)
         if split != "train":
             np.save(folder / {"test": "label.npy"}.get(split, f"{split}_label.npy"), labels)
+    known["test_lesions"] = {**draw_lesions(folder), "made_of": known["test"]["fingerprint"]}
     save_json(folder / "manifest.json", {"arrays": known, "source": {"data_set": "simulated"}})
     return folder
+
+
+def draw_lesions(folder):
+    """Lesions in six normals of the test set, a row of each kind: marked and higher by 0.3 mV is QRS, in five leads."""
+    rows = np.repeat(np.arange(0, 12, 2), len(KINDS))
+    kinds, ecgs = np.tile(KINDS, 6), np.load(folder / "test.npy")[rows]
+    phases = np.repeat(np.where(TIME % 0.9 < 0.3, 3, 5).astype(np.uint8)[None], len(rows), axis=0)
+    truth = ((phases == 3)[:, :, None] & (kinds != "none")[:, None, None] & (np.arange(12) < 5)).astype(np.uint8)
+    ecgs += np.float32(0.3) * truth
+    for name, array in (("", ecgs), ("_truth", truth), ("_phases", phases)):
+        np.save(folder / f"test_lesions{name}.npy", array)
+    pd.DataFrame({"ecg_id": rows, "patient_id": rows // 2, "kind": kinds, "description": "higher"}).to_csv(
+        folder / "test_lesions_records.csv", index=False)
+    return {"fingerprint": fingerprint(ecgs)}
 
 
 class StandIn:
@@ -74,8 +90,8 @@ class StandIn:
     def __init__(self, model, protocol, mask_ratio=30, amp="off"):
         self.protocol = protocol
 
-    def score(self, records, r_peaks, with_maps=False):
-        ecgs = records.read(np.arange(len(records)))
+    def score(self, records, r_peaks, rows=None, with_maps=False):
+        ecgs = records.read(np.arange(len(records)) if rows is None else rows)
         noise = np.random.default_rng(len(ecgs)).normal(size=len(ecgs)) * 0.02 * (1 + self.protocol.as_stored)
         maps = np.abs(ecgs[:, 100:4900]) if with_maps else None
         return Scores(1 / ecgs.std(axis=(1, 2)) + noise, maps, 0, 0)
@@ -143,8 +159,31 @@ def test_numbers_are_those_of_the_scores(reported, arrays):
         assert results[name]["localization_auroc_pooled"] == pytest.approx(roc_auc_score(truth.ravel(), maps.ravel()))
         assert results[name]["detection_auroc"] == results[name]["detection"]["auroc"]["value"]
         assert set(results[name]["localization"]["by_diagnosis"]) == {"scar"}
-        assert set(results[name]["localization"]["phase_matched"]) == {"P", "QRS", "ST", "T", "TP", "mean"}
+        assert results[name]["localization"]["within_record_and_phase"] is None     # marked in all leads or none
+        assert results[name]["localization"]["within_record_and_lead"]["value"] == pytest.approx(
+            results[name]["localization_auroc_within_record_and_lead"])
     assert results["combined"]["localization"] is None and results["combined"]["localization_auroc_pooled"] is None
+
+
+def test_lesions(reported):
+    """Each measure, by kind, under clean alone, beside the best map without a network of this measure and kind."""
+    folder, printed, _ = reported
+    results, text = results_of(folder), (folder / "report.md").read_text()
+    found, rivals = results["clean"]["lesions"], results["baselines"]["lesions"]
+    assert results["paper"]["lesions"] is None and results["combined"]["lesions"] is None
+    assert results["clean"]["counts"]["lesions"] == dict.fromkeys(KINDS, 6)
+    for measure in ("pooled", "per_record", "within_record_and_phase", "within_record_and_lead"):
+        assert found[measure]["value"] == results["clean"][f"lesions_auroc_{measure}"] > 0.5
+        assert set(found[measure]) == {"value", "low", "high", "by_kind"}
+        for name, of in [(f"lesions_{measure}", lambda one: one)] + [
+                (f"lesions_{measure}: {kind}", lambda one, kind=kind: one["by_kind"][kind]) for kind in KINDS[1:]]:
+            beyond = results["clean"]["beyond_trivial"][name]
+            best = max(rivals, key=lambda rival: of(rivals[rival][measure])["value"])
+            assert beyond["rival"] == best and of(found[measure])["value"] - of(rivals[best][measure])["value"] \
+                == pytest.approx(beyond["difference"]["value"])
+    assert rivals["record's score"]["within_record_and_lead"]["value"] == 0.5
+    assert "| P wave removed |" in text and "implanted lesions" in printed and "record's score" in rivals
+    assert "lesion_p_loss.png" in results["files"] and "lesion_none.png" not in results["files"]
 
 
 def test_age_bands_and_people(reported, arrays):
@@ -188,10 +227,10 @@ def test_what_is_printed(reported):
     assert len(lines) <= 25
     for name in PROTOCOLS:
         auroc = {key: 100 * value for key, value in results[name]["detection"]["auroc"].items()}
-        line, = (line for line in lines if line.startswith(f"{name} "))
+        line = next(line for line in lines if line.startswith(f"{name} "))
         assert line[26:].startswith("{value:.1f} [{low:.1f}, {high:.1f}]".format(**auroc))
     best = max(found["auroc"]["value"] for found in results["baselines"]["detection"].values())
-    line, = (line for line in lines if line.startswith("best without a network"))
+    line = next(line for line in lines if line.startswith("best without a network"))
     assert f" {100 * best:.1f}" in line and "simulated ECGs" in printed
 
 
@@ -213,7 +252,7 @@ def test_report_is_readable_on_any_forge(reported):
 
 def test_ecg_and_restoration_are_drawn_as_what_they_are(reported, arrays):
     """Record, restoration, truth and scores of an example are those of its row, in mV."""
-    _, _, drawn = reported
+    drawn = [example for example in reported[2] if example.title.startswith("Record")]
     details, ecgs = np.load(arrays / "benchmark_details.npz"), np.load(arrays / "benchmark_data.npy")
     truth = np.load(arrays / "benchmark_label.npy")
     assert len(drawn) == 3
