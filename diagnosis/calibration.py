@@ -20,14 +20,14 @@ def best_f1(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(np.unique(scores)[f1 >= f1.max() - 1e-12].max())
 
 
-def calibrate(labels: np.ndarray, logits: np.ndarray, prevalence: np.ndarray) -> dict:
+def calibrate(labels: np.ndarray, logits: np.ndarray, prevalence) -> dict:
     """For a checkpoint: slope, offsets and prevalence (classes,), and the thresholds of each statement, on the logit.
 
     labels, logits: (N, classes) of fold 9; prevalence: in the training records. "youden": None without a positive;
     "naming": the best F1, None below LEAST_POSITIVES.
     """
     targets, values = torch.from_numpy(labels).double(), torch.from_numpy(logits).double()
-    start = torch.logit(torch.from_numpy(prevalence).clamp(1e-4, 1 - 1e-4)) - values.mean(dim=0)
+    start = torch.logit(torch.as_tensor(prevalence, dtype=torch.double).clamp(1e-4, 1 - 1e-4)) - values.mean(dim=0)
     slope = torch.zeros((), dtype=torch.double, requires_grad=True)                 # of its logarithm
     offsets = torch.zeros(values.shape[1], dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([slope, offsets], max_iter=200, line_search_fn="strong_wolfe")
@@ -43,7 +43,7 @@ def calibrate(labels: np.ndarray, logits: np.ndarray, prevalence: np.ndarray) ->
     factor = float(slope.detach().exp())
     offset = (1 - factor) * values.mean(dim=0) + start + offsets.detach()
     columns = list(zip(labels.T, logits.T))
-    return {"slope": factor, "offsets": offset.tolist(), "prevalence": prevalence.tolist(),
+    return {"slope": factor, "offsets": offset.tolist(), "prevalence": [float(share) for share in prevalence],
             "youden": [choose_thresholds(one, scores)["youden"] if 0 < one.sum() < len(one) else None
                        for one, scores in columns],
             "naming": [best_f1(one, scores) if one.sum() >= LEAST_POSITIVES else None for one, scores in columns]}

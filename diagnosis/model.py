@@ -102,9 +102,14 @@ class PooledHead(nn.Module):
         self.layers = nn.Sequential(nn.BatchNorm1d(4 * channels), nn.Linear(4 * channels, POOLED_HIDDEN), nn.ReLU(),
                                     HalfDropout(), nn.Linear(POOLED_HIDDEN, classes))
 
-    def forward(self, tokens):
+    @staticmethod
+    def pool(tokens):
+        """(B, channels, steps) -> (B, 4 channels), all that the layers see of them."""
         deviation, mean = torch.std_mean(tokens, dim=2)
-        return self.layers(torch.cat([mean, deviation, tokens.amax(2), tokens.amin(2)], dim=1))
+        return torch.cat([mean, deviation, tokens.amax(2), tokens.amin(2)], dim=1)
+
+    def forward(self, tokens):
+        return self.layers(self.pool(tokens))
 
 
 def build_attribute_head(channels: int, attributes: int) -> nn.Sequential:

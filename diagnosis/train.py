@@ -108,8 +108,12 @@ class FrozenEpochs:
     def __init__(self, network: Diagnoser, statements: Statements, flags: argparse.Namespace, device):
         self.network, self.device, self.flags, self.rows = network, device, flags, statements.training_rows()
         self.features = store_features(flags.data_path, network.mcf, statements)
-        self.labels = torch.from_numpy(statements.labels)
-        self.trained = network.class_head
+        self.labels, self.trained = torch.from_numpy(statements.labels), network.class_head
+        self.head = network.class_head
+        if flags.head == "pooled":                      # once for all epochs: (N, 4 channels)
+            self.features = np.concatenate([self.head.pool(torch.tensor(block).float()).numpy() for block in
+                                            np.array_split(self.features, -(-len(self.features) // 256))])
+            self.head = self.head.layers
 
     def __len__(self):
         return -(-len(self.rows) // self.flags.batch_size)
@@ -120,10 +124,9 @@ class FrozenEpochs:
         order = self.rows[torch.randperm(len(self.rows), generator=generator).numpy()]
         for start in range(0, len(order), self.flags.batch_size):
             rows = order[start:start + self.flags.batch_size]
-            tokens = torch.from_numpy(self.features[rows]).to(self.device).float()
+            logits = self.head(torch.from_numpy(self.features[rows]).to(self.device).float())
             labels = self.labels[rows].to(self.device)
-            yield statement_loss(self.flags.loss, self.network.class_head(tokens), labels, self.flags.gamma_pos
-                                 ), len(rows)
+            yield statement_loss(self.flags.loss, logits, labels, self.flags.gamma_pos), len(rows)
 
 
 class JointEpochs:
@@ -217,7 +220,7 @@ def main():
     statements = load_statements(flags.data_path)
     network = make_network(flags, statements).to(device)
     epochs = (JointEpochs if flags.arm.endswith("joint") else FrozenEpochs)(network, statements, flags, device)
-    optimizer = torch.optim.AdamW(epochs.trained.parameters(), lr=flags.lr, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(epochs.trained.parameters(), lr=flags.lr, weight_decay=WEIGHT_DECAY, fused=True)
     config = {name: value for name, value in vars(flags).items() if name not in NOT_CONFIG}
     config |= {"fingerprint": statements.about["fingerprint"],
                "encoder_sha256": sha256_of(flags.encoder) if flags.encoder else ""}

@@ -1,5 +1,6 @@
 """The diagnosis room: network, losses, stored H, arrays, training, report. small networks but where shapes matter."""
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -186,6 +187,7 @@ def test_random_encoders_get_the_norms_of_training_records(data):
 def test_resuming_gives_the_same_network(data, encoder, tmp_path, arm, monkeypatch):
     monkeypatch.setattr(network_of, "BLOCKS", 2)
     monkeypatch.setattr(network_of, "WIDENING", 1)
+    monkeypatch.setattr("diagnosis.train.MCF", lambda: MCF(hidden=2))
     flags = ("--arm", arm, *(("--encoder", encoder) if arm.startswith("ad") else ()), "--lr", 1e-3, "--epochs", 2)
     whole = train(data, tmp_path / "whole.pt", *flags)
     saves, save = [], save_checkpoint
@@ -264,6 +266,8 @@ def test_best_f1_is_the_best_of_all_thresholds():
 
 def test_report_and_diagnosis_of_a_recording(data, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "LEAST_POSITIVES", 1)
+    monkeypatch.setattr("diagnosis.test.Resamples", partial(Resamples, draws=20))
+    monkeypatch.setattr("diagnosis.train.MCF", lambda: MCF(hidden=2))
     for name, flags in (("one", ("--arm", "ad-frozen", "--encoder", encoder)), ("two", ("--arm", "random-frozen"))):
         train(data, tmp_path / f"{name}.pt", *flags, "--head", "pooled", "--epochs", 3, "--lr", 1e-2, "--loss", "bce")
     finished = run_module("test", "--data_path", data, "--load_path", tmp_path / "one.pt", tmp_path / "two.pt",
@@ -282,7 +286,14 @@ def test_report_and_diagnosis_of_a_recording(data, encoder, tmp_path, monkeypatc
     record = make_records(0, 2)[0][1]
     np.savetxt(tmp_path / "my.csv", record, delimiter=",", comments="", header=",".join(
         ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")))
-    finished = run_module("test", "--load_path", tmp_path / "one.pt", "--record", tmp_path / "my.csv",
+    shipped = run_module("ship", "--data_path", data, "--load_path", tmp_path / "one.pt", "--save_path",
+                         tmp_path / "shipped.pt")
+    assert shipped.returncode == 0, shipped.stderr
+    network, facts = network_of.load_diagnoser(tmp_path / "shipped.pt")
+    assert facts["calibration"]["slope"] == pytest.approx(network_of.load_diagnoser(tmp_path / "one.pt")[1][
+        "calibration"]["slope"], rel=0.05)
+    assert 2 * (tmp_path / "shipped.pt").stat().st_size < 1.5 * (tmp_path / "one.pt").stat().st_size
+    finished = run_module("test", "--load_path", tmp_path / "shipped.pt", "--record", tmp_path / "my.csv",
                           "--record_rate", 500, "--record_unit", "mV", "--device", "cpu")
     assert finished.returncode == 0, finished.stderr
     assert "0 s: " in finished.stdout and "Not for clinical use" in finished.stdout
