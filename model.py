@@ -43,14 +43,13 @@ HISTORY = ("epoch", "loss", "loss_global", "loss_local", "loss_trend", "lr", "va
 
 def build_encoder(leads: int, hidden: int) -> nn.Sequential:
     """Convolutions from (B, leads, 1, samples) to (B, hidden, 1, samples / 32 - 14)."""
-    layers, inputs = [], leads
-    for width in WIDTHS:
+    layers = []
+    for inputs, width in zip((leads, *WIDTHS), WIDTHS):
         layers.append(nn.Conv2d(inputs, width, kernel_size=(1, 4), stride=(1, 2), padding=(0, 1), bias=False))
-        if inputs != leads:                                   # no BatchNorm after the first convolution
+        if len(layers) > 1:                                   # no BatchNorm after the first convolution
             layers.append(nn.BatchNorm2d(width))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
-        inputs = width
-    layers.append(nn.Conv2d(inputs, hidden, (1, TOKEN_KERNEL), bias=False))
+    layers.append(nn.Conv2d(WIDTHS[-1], hidden, (1, TOKEN_KERNEL), bias=False))
     return nn.Sequential(*layers)
 
 
