@@ -1,6 +1,7 @@
 """All numbers of a report: each score's own, and what it is worth beside the best score without a network."""
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from evaluation.detection import Cohort, evaluate_detection, open_cohort
 from evaluation.lesions import Lesions, evaluate_lesions, open_lesions
 from evaluation.localization import Benchmark, evaluate_localization, open_benchmark
 from evaluation.places import PLACES
+from evaluation.trivial import OPPOSITES
 
 PARTS = ("detection", "localization", "lesions")        # of a score's numbers, each None where it has none
 # The AUROCs of the headline, and how results.json names their values.
@@ -71,14 +73,24 @@ def evaluate_baselines(truth: Truth, scores: dict, on_benchmark: dict, on_lesion
     baselines = {"detection": {name: evaluate_parts(truth, score)["detection"] for name, score in scores.items()}}
     if truth.benchmark is not None:
         split = truth.splits["benchmark"]
-        rows = np.arange(len(split.records))
-        baselines["localization"] = {
-            name: evaluate_localization(truth.benchmark, maps_of(split.records, split.r_peaks[detector], rows))
-            for name, maps_of in on_benchmark.items()}
+        where = split.records, split.r_peaks[detector], np.arange(len(split.records))
+        baselines["localization"] = evaluate_maps(on_benchmark, lambda maps_of: maps_of(*where),
+                                                  partial(evaluate_localization, truth.benchmark))
     if truth.lesions is not None:
-        baselines["lesions"] = {name: evaluate_lesions(truth.lesions, truth.lesions.collect(maps_of))
-                                for name, maps_of in on_lesions.items()}
+        baselines["lesions"] = evaluate_maps(on_lesions, truth.lesions.collect,
+                                             partial(evaluate_lesions, truth.lesions))
     return baselines
+
+
+def evaluate_maps(makers: dict, collect, evaluate_one) -> dict:
+    """{name: evaluate_one(collect(its maker))}, and of the reverse of the maps in OPPOSITES."""
+    evaluated = {}
+    for name, maps_of in makers.items():
+        maps = collect(maps_of)
+        evaluated[name] = evaluate_one(maps)
+        if name in OPPOSITES:
+            evaluated[OPPOSITES[name]] = evaluate_one(-maps)
+    return evaluated
 
 
 def evaluate(truth: Truth, scored: Scored, baselines: dict) -> dict:

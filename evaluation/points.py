@@ -1,9 +1,9 @@
 """The ranking of the points of anomaly maps, for any part of them; intervals as in metrics.py, over patients."""
 import numpy as np
 
-from evaluation.metrics import MEASURES, Resamples, auroc, average_precision, count_by_score, estimate
+from evaluation.metrics import MEASURES, Estimate, Resamples, auroc, average_precision, count_by_score, estimate
 
-BINS = 1024                         # of equally many points, for the resamples alone; they move an AUROC by < 1e-4
+BINS = 2048                         # of equally many points, for parts and resamples; they move an AUROC by < 1e-4
 BINNING_SAMPLE = 1_000_000          # points that the bins are drawn from
 
 
@@ -54,20 +54,25 @@ class PointRanking:
                                     patients)
         return pooled
 
-    def pool(self, chosen=True, positive=None, measures=("auroc",)) -> dict:
-        """AUROC, or all of measures, over all chosen points of all records together.
+    def pool(self) -> dict:
+        """{"auroc", "average_precision"} over all scored points of all records together."""
+        counts = [self._histograms(self.labels == kind) for kind in (1, 0)]
+        values = count_by_score(self.labels[self.scored] == 1, self.maps[self.scored])
+        patients = min(self.resamples.count(count.any(axis=1)) for count in counts)
+        drawn = {"auroc": self._resample_auroc(*counts),
+                 "average_precision": average_precision(*(self.weights @ count for count in counts))}
+        return {name: estimate(measure(*values), drawn[name], patients) for name, measure in MEASURES.items()}
+
+    def pool_part(self, chosen, positive: np.ndarray | None = None) -> Estimate | None:
+        """AUROC over a part of the points of all records together, by the bins alone.
 
         chosen: mask that broadcasts to the maps; positive: which of them count as anomalous (default: as labelled).
         """
         chosen = self.scored & chosen
         positive = self.labels == 1 if positive is None else positive
-        counts = tuple(self._histograms(chosen & kind) for kind in (positive, ~positive))
-        values = count_by_score(positive[chosen], self.maps[chosen])
+        counts = [self._histograms(chosen & kind) for kind in (positive, ~positive)]
         patients = min(self.resamples.count(count.any(axis=1)) for count in counts)
-        drawn = {"auroc": self._resample_auroc(*counts)}
-        if "average_precision" in measures:
-            drawn["average_precision"] = average_precision(*(self.weights @ count for count in counts))
-        return {name: estimate(MEASURES[name](*values), drawn[name], patients) for name in measures}
+        return estimate(auroc(*(count.sum(axis=0) for count in counts)), self._resample_auroc(*counts), patients)
 
     def average_records(self) -> dict:
         """Mean over records of their own AUROC and average precision, and the "records" with points of both kinds."""

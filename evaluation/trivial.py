@@ -14,6 +14,7 @@ from ecg.signals import SAMPLING_RATE, normalize_leads
 from model import GLOBAL_LENGTH
 from scoring.passes import smooth_maps
 
+OPPOSITES = {"nearness to an R peak": "distance to an R peak", "|amplitude|": "small |amplitude|"}   # maps, reversed
 NEARNESS_SPREAD = 60                # samples: about the standard deviation of the distance to the nearest R peak
 
 
@@ -57,8 +58,7 @@ def map_makers(scores: np.ndarray | None) -> dict:
 
     scores: (records,) of all records without a network, or None: then no map says which record is abnormal.
     """
-    makers = {"nearness to an R peak": nearness, "distance to an R peak": partial(opposite, nearness),
-              "|amplitude|": amplitude, "small |amplitude|": partial(opposite, amplitude), "|slope|": steepness}
+    makers = {"nearness to an R peak": nearness, "|amplitude|": amplitude, "|slope|": steepness}
     if scores is not None:
         scores = (scores - scores.mean()) / max(scores.std(), 1e-12)
         makers |= {"record's score": partial(constant, scores), "nearness + record's score": partial(
@@ -75,11 +75,6 @@ def nearness(records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:
     distances = [np.abs(times - (r_peaks[row] if len(r_peaks[row]) else valid_beats(r_peaks[row])[0])).min(axis=1)
                  for row in rows]
     return np.repeat(crop_global(-np.array(distances, np.float32))[:, :, None], records.leads, axis=2)
-
-
-def opposite(maps_of, records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:
-    """The reverse of another map."""
-    return -maps_of(records, r_peaks, rows)
 
 
 def amplitude(records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:

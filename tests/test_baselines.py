@@ -14,7 +14,7 @@ def make_maps(records, r_peaks, scores=None):
 
 
 def test_trivial_maps():
-    """High at the R peak, where the lead is steep, where it is far off; and the reverse, where the name says so."""
+    """High at the R peak, where the lead is steep, where it is far off."""
     record = np.zeros((1, 5000, 2), np.float32)
     record[0, 2000:2200, 0] = 1
     found = make_maps(Records(record, "test.npy"), [np.array([2500])])
@@ -22,8 +22,6 @@ def test_trivial_maps():
     assert found["nearness to an R peak"][0, :, 1].argmax() == 2400
     assert abs(found["|slope|"][0, :1950, 0].argmax() - 1900) <= 1
     assert found["|amplitude|"][0, 2000, 0] > 0.9 and found["|amplitude|"][0, 1000, 0] < 1e-6
-    for name, opposite in (("nearness to an R peak", "distance to an R peak"), ("|amplitude|", "small |amplitude|")):
-        np.testing.assert_array_equal(found[name], -found[opposite])
 
 
 def test_maps_with_the_records_score():
