@@ -148,9 +148,6 @@ def test_bins_move_no_number():
     assert exact.draws == pytest.approx(exact["value"], abs=1e-4)
     assert lead["value"] == pytest.approx(lead.draws[0]) == pytest.approx(
         roc_auc_score(labels[..., 6].ravel(), maps[..., 6].ravel()), abs=1e-3)
-    groups = ranking.pool_rows({"all": np.full(24, True), "some": np.arange(24) < 9})
-    assert groups["all"]["value"] == pytest.approx(exact["value"], abs=1e-4)
-    assert groups["some"]["value"] == pytest.approx(roc_auc_score(labels[:9].ravel(), maps[:9].ravel()), abs=1e-4)
 
 
 def test_differences_are_paired(records):
