@@ -24,7 +24,7 @@ from ecg import beats
 from ecg.arrays import Records
 from ecg.signals import LEAD_NAMES
 from evaluation import beats_report, drawing, figures, files, numbers, provenance, recordings, report, rival
-from evaluation.lesions import THINNING, Lesions, choose_lesions
+from evaluation.lesions import THINNING, Lesions, choose_lesions, rank_lesions
 from evaluation.localization import choose_examples
 from evaluation.numbers import Scored, Truth
 from evaluation.splits import load_splits
@@ -113,7 +113,7 @@ def score_splits(scorer: Scorer, splits: dict, lesions: Lesions | None) -> Score
     of_lesions = None
     if lesions is not None and scorer.protocol.median_beat:
         started = time.perf_counter()
-        of_lesions = lesions.collect(lambda *where: scorer.score(*where, with_maps=True).maps)
+        of_lesions = rank_lesions(lesions, lambda *where: {"": scorer.score(*where, with_maps=True).maps})[""]
         seconds["lesions"] = time.perf_counter() - started
     return Scored(scores, maps, detector, seconds, of_lesions)
 

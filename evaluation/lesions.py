@@ -9,13 +9,13 @@ from ecg.arrays import (LESIONS_OF, Records, fingerprint, label_path, load_manif
                         open_labels, open_records, phases_path, signal_path)
 from ecg.lesions import KINDS
 from evaluation.metrics import Resamples
-from evaluation.places import average_places, rank_places, share_of_order, with_kinds
-from evaluation.points import PointRanking
-from utils import UserError
+from evaluation.places import PLACES, average_places, rank_places, with_kinds
+from evaluation.points import bin_edges, pool_counts
+from utils import PROCESSES, UserError
 
 DETECTOR = "slope"                  # of the R peaks
 THINNING = 5                        # every 5th sample is ranked, 100 a second: no signal holds anything above 25 Hz
-ROWS_AT_ONCE = 256                  # whose maps are in memory at 500 Hz
+ROWS_AT_ONCE = 128                  # whose maps are in memory, of each process
 NONE = "none"                       # the kind of a record without a lesion; it counts in the pooled number alone
 
 
@@ -35,16 +35,37 @@ class Lesions:
     ecg_ids: np.ndarray
     resamples: Resamples
 
-    def collect(self, maps_of: Callable) -> np.ndarray:
-        """The maps of all rows, thinned: (rows, 960, leads) float32.
 
-        maps_of: (records, r_peaks of all rows, rows) -> (n, 4800, leads), called for some hundred rows at a time.
-        """
-        maps = np.empty(self.labels.shape, dtype=np.float32)
-        for start in range(0, len(maps), ROWS_AT_ONCE):
-            rows = np.arange(start, min(start + ROWS_AT_ONCE, len(maps)))
-            maps[rows] = thinned(maps_of(self.records, self.r_peaks, rows))
-        return maps
+@dataclass
+class Ranks:
+    """How a map ranks the points of each row: own, (rows, 3) the numbers of PLACES; positive, negative: (rows, bins)
+    points by score, for what is pooled."""
+    own: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+
+    def reversed(self) -> "Ranks":
+        """Those of minus the map."""
+        return Ranks(1 - self.own, self.positive[:, ::-1], self.negative[:, ::-1])
+
+
+def rank_lesions(lesions: Lesions, maps_of: Callable) -> dict:
+    """{name: Ranks} of maps that are made, ranked and dropped a block of rows at a time.
+
+    maps_of: (records, r_peaks of all rows, rows) -> {name: (n, 4800, leads)}, higher = more anomalous.
+    """
+    ranks, edges = {}, {}
+    for start in range(0, len(lesions.kinds), ROWS_AT_ONCE * PROCESSES):
+        rows = np.arange(start, min(start + ROWS_AT_ONCE * PROCESSES, len(lesions.kinds)))
+        labels, phases = lesions.labels[rows], lesions.phases[rows]
+        for name, maps in maps_of(lesions.records, lesions.r_peaks, rows).items():
+            maps = thinned(maps)
+            of_bins = edges.setdefault(name, bin_edges(maps))
+            bins = np.searchsorted(of_bins, maps, side="right")
+            counts = [np.stack([np.bincount(bins[row][labels[row] == kind], minlength=len(of_bins) + 1)
+                                for row in range(len(rows))]).astype(np.float32) for kind in (1, 0)]
+            ranks.setdefault(name, []).append((rank_places(labels, phases[:, :, None], maps), *counts))
+    return {name: Ranks(*map(np.concatenate, zip(*blocks))) for name, blocks in ranks.items()}
 
 
 def thinned(points: np.ndarray) -> np.ndarray:
@@ -74,19 +95,19 @@ def open_lesions(data_path, split: str, source: Records) -> Lesions | None:
                    table["kind"], table["description"], table["ecg_id"], Resamples(table["patient_id"]))
 
 
-def evaluate_lesions(lesions: Lesions, maps: np.ndarray) -> dict:
-    """{"pooled" and the names of PLACES: Estimate with "by_kind"} of maps as collect() gives them.
+def evaluate_lesions(lesions: Lesions, ranks: Ranks) -> dict:
+    """{"pooled" and the names of PLACES: Estimate with "by_kind"} of a map.
 
     The three within a record are means over the kinds. Pooled is over all points of all rows, those without a lesion
     included; of a kind, over its rows and those without a lesion.
     """
     kinds = {name: lesions.kinds == name for name in KINDS if name != NONE and name in lesions.kinds}
-    groups = {name: rows | (lesions.kinds == NONE) for name, rows in kinds.items()}
-    pooled = PointRanking(lesions.labels, maps, lesions.resamples).pool_rows(
-        {**groups, "all": np.full(len(maps), True)})
-    over_all = pooled.pop("all")
-    own = rank_places(lesions.labels, lesions.phases[:, :, None], maps)
-    return {"pooled": with_kinds(pooled, over_all), **average_places(own, lesions.resamples, kinds)}
+
+    def pool(rows):
+        return pool_counts(ranks.positive, ranks.negative, rows, lesions.resamples)
+    pooled = with_kinds({name: pool(rows | (lesions.kinds == NONE)) for name, rows in kinds.items()},
+                        pool(np.full(len(lesions.kinds), True)))
+    return {"pooled": pooled, **average_places(ranks.own, lesions.resamples, kinds)}
 
 
 def figure_name(kind: str) -> str:
@@ -94,13 +115,12 @@ def figure_name(kind: str) -> str:
     return f"lesion_{kind}"
 
 
-def choose_lesions(lesions: Lesions, maps: np.ndarray, protocol: str) -> list:
-    """The rows to draw: of each kind the median one by its own AUROC. maps: of collect(), by a protocol.
+def choose_lesions(lesions: Lesions, ranks: Ranks, protocol: str) -> list:
+    """The rows to draw: of each kind the median one by its own AUROC, as a protocol ranks it.
 
     Returns [(row, name of the figure, title)].
     """
-    own = np.array([share_of_order(scores[label == 1], scores[label == 0])
-                    for label, scores in zip(lesions.labels, maps)])
+    own = ranks.own[:, PLACES.index("per_record")]
     chosen = []
     for kind, title in KINDS.items():
         rows = np.flatnonzero((lesions.kinds == kind) & np.isfinite(own))

@@ -8,9 +8,10 @@ from dataloader import valid_beats
 from ecg.lesions import KINDS
 from evaluation import metrics
 from evaluation.detection import Cohort, evaluate_detection, open_cohort
-from evaluation.lesions import Lesions, evaluate_lesions, open_lesions
+from evaluation.lesions import Lesions, Ranks, evaluate_lesions, open_lesions
 from evaluation.localization import Benchmark, evaluate_localization, open_benchmark
 from evaluation.places import PLACES
+from evaluation.trivial import OPPOSITES
 
 PARTS = ("detection", "localization", "lesions")        # of a score's numbers, each None where it has none
 # The AUROCs of the headline, and how results.json names their values.
@@ -40,13 +41,13 @@ class Truth:
 class Scored:
     """What one protocol says. scores: {"test": (records,), "val": ...}; maps: (records, 4800, leads) or None.
 
-    detector: of its R peaks; seconds: {split: how long it took}; lesions: maps as Lesions.collect gives them, or None.
+    detector: of its R peaks; seconds: {split: how long it took}; lesions: its maps of them, ranked, or None.
     """
     scores: dict
     maps: np.ndarray | None
     detector: str
     seconds: dict
-    lesions: np.ndarray | None = None
+    lesions: Ranks | None = None
 
 
 def open_truth(data_path, splits: dict) -> Truth:
@@ -55,35 +56,27 @@ def open_truth(data_path, splits: dict) -> Truth:
                  else None, open_lesions(data_path, "test", splits["test"].records))
 
 
-def evaluate_parts(truth: Truth, scores: dict | None, maps=None, lesions=None) -> dict:
-    """{name of PARTS: numbers or None}. scores, maps, lesions: as in Scored, None for what is not evaluated."""
-    return {"detection": None if scores is None else evaluate_detection(truth.cohort, scores),
-            "localization": None if maps is None else evaluate_localization(truth.benchmark, maps),
-            "lesions": None if lesions is None else evaluate_lesions(truth.lesions, lesions)}
+def evaluate_baselines(truth: Truth, scores: dict, maps: dict, ranks: dict) -> dict:
+    """{name of PARTS: {name: numbers}} of what knows no network; maps in OPPOSITES count reversed, too.
 
-
-def evaluate_baselines(truth: Truth, scores: dict, on_benchmark: dict, on_lesions: dict, detector: str) -> dict:
-    """{name of PARTS: {name: numbers}} of what knows no network; a part that the truth lacks is left out.
-
-    scores: {name: {split: (records,)}}; on_benchmark, on_lesions: {name: function that makes maps}, called one by one,
-    as they are large; detector: of the R peaks that they see.
+    scores: {name: {split: (records,)}}; maps: {name: (records, 4800, leads)}; ranks: {name: Ranks of the lesions}; a
+    part of which nothing is there is left out.
     """
-    baselines = {"detection": {name: evaluate_parts(truth, score)["detection"] for name, score in scores.items()}}
-    if truth.benchmark is not None:
-        split = truth.splits["benchmark"]
-        rows = np.arange(len(split.records))
-        baselines["localization"] = {
-            name: evaluate_localization(truth.benchmark, maps_of(split.records, split.r_peaks[detector], rows))
-            for name, maps_of in on_benchmark.items()}
-    if truth.lesions is not None:
-        baselines["lesions"] = {name: evaluate_lesions(truth.lesions, truth.lesions.collect(maps_of))
-                                for name, maps_of in on_lesions.items()}
+    maps = maps | {OPPOSITES[name]: -one for name, one in maps.items() if name in OPPOSITES}
+    ranks = ranks | {OPPOSITES[name]: one.reversed() for name, one in ranks.items() if name in OPPOSITES}
+    baselines = {"detection": {name: evaluate_detection(truth.cohort, score) for name, score in scores.items()}}
+    if maps:
+        baselines["localization"] = {name: evaluate_localization(truth.benchmark, one) for name, one in maps.items()}
+    if ranks:
+        baselines["lesions"] = {name: evaluate_lesions(truth.lesions, one) for name, one in ranks.items()}
     return baselines
 
 
 def evaluate(truth: Truth, scored: Scored, baselines: dict) -> dict:
     """The numbers of one protocol as results.json holds them."""
-    parts = evaluate_parts(truth, scored.scores, scored.maps, scored.lesions)
+    parts = {"detection": evaluate_detection(truth.cohort, scored.scores),
+             "localization": None if scored.maps is None else evaluate_localization(truth.benchmark, scored.maps),
+             "lesions": None if scored.lesions is None else evaluate_lesions(truth.lesions, scored.lesions)}
     return {**{HEADLINES[number]: value and value["value"] for number, value in headline_estimates(parts).items()},
             **parts, "beyond_trivial": beyond_trivial(parts, baselines),
             "counts": count_records(truth, scored.detector), "seconds": {

@@ -17,7 +17,7 @@ def share_of_order(anomalous: np.ndarray, normal: np.ndarray) -> float:
     """The AUROC of the scores of anomalous (n,) and normal (m,) points; NaN where either is empty."""
     if not len(anomalous) or not len(normal):
         return np.nan
-    normal = np.sort(normal)
+    normal, anomalous = np.sort(normal), np.sort(anomalous)     # in order they are looked up many times as fast
     lower, not_higher = (np.searchsorted(normal, anomalous, side) for side in ("left", "right"))
     return (lower + not_higher).mean() / (2 * len(normal))
 

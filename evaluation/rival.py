@@ -1,6 +1,7 @@
 """What is scored without a network, to hold beside it: trivial scores, and the rival of scoring/without_network.py."""
 import io
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import numpy as np
 from ecg.arrays import SIGNAL_FILES, VALIDATION_FOLD, Records, load_r_peaks, load_table, open_records, signal_path
 from ecg.signals import LEAD_NAMES
 from evaluation.detection import combine
+from evaluation.lesions import rank_lesions
 from evaluation.numbers import Scored, Truth, beyond_parts, evaluate, evaluate_baselines
 from evaluation.report import TRIVIAL, UNUSUAL_FILE, pack_csv
 from evaluation.splits import Split
-from evaluation.trivial import map_makers, score_people, score_signals
+from evaluation.trivial import make_maps, score_people, score_signals
 from scoring import without_network
 from utils import UserError, write_atomically
 
@@ -46,10 +48,13 @@ def score_rivals(data_path, truth: Truth) -> Rivals:
         for name, score in scores.items():
             columns.setdefault(name, {})[split.name] = score
     columns = {name: score for name, score in columns.items() if len(score) == len(splits)}
-    benchmark, lesions = truth.splits.get("benchmark"), truth.lesions
-    makers = (benchmark and map_makers(score_records(fitted, benchmark.records, benchmark.r_peaks[DETECTOR])),
-              lesions and map_makers(score_records(fitted, lesions.records, lesions.r_peaks)))
-    return Rivals(columns, evaluate_baselines(truth, columns, *makers, DETECTOR), fitted)
+    benchmark, lesions, maps, ranks = truth.splits.get("benchmark"), truth.lesions, {}, {}
+    if benchmark:
+        where = benchmark.records, benchmark.r_peaks[DETECTOR]
+        maps = make_maps(score_records(fitted, *where), *where, np.arange(len(benchmark.records)))
+    if lesions:
+        ranks = rank_lesions(lesions, partial(make_maps, score_records(fitted, lesions.records, lesions.r_peaks)))
+    return Rivals(columns, evaluate_baselines(truth, columns, maps, ranks), fitted)
 
 
 def score_records(fitted: dict | None, records: Records, r_peaks: list) -> np.ndarray | None:

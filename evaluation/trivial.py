@@ -3,17 +3,15 @@
 Detection: how large, steep, fast and irregular a record is, and who it is of: age and sex. Localization: maps that know
 nothing but the signal and its R peaks. A higher score is more anomalous.
 """
-from functools import partial
-
 import numpy as np
 import torch
 
 from dataloader import crop_global, valid_beats
 from ecg.arrays import Records
 from ecg.signals import SAMPLING_RATE, normalize_leads
-from model import GLOBAL_LENGTH
 from scoring.passes import smooth_maps
 
+OPPOSITES = {"nearness to an R peak": "distance to an R peak", "|amplitude|": "small |amplitude|"}   # maps, reversed
 NEARNESS_SPREAD = 60                # samples: about the standard deviation of the distance to the nearest R peak
 
 
@@ -52,58 +50,31 @@ def score_people(table: dict, normals: dict) -> dict:
     return scores
 
 
-def map_makers(scores: np.ndarray | None) -> dict:
-    """Maps that know nothing of ECGs but where the R peaks are, {name: (records, r_peaks, rows) -> (n, 4800, leads)}.
+def make_maps(scores: np.ndarray | None, records: Records, r_peaks: list, rows: np.ndarray) -> dict:
+    """Maps that know nothing of ECGs but where the R peaks are, {name: (n, 4800, leads)} of rows of records.
 
-    scores: (records,) of all records without a network, or None: then no map says which record is abnormal.
+    scores: (records,) of all records without a network, or None: then no map says which record is abnormal; r_peaks:
+    of every record. Near an R peak (where there is none, a window that is scored), steep, or far from the lead's median
+    is anomalous; the last two are smoothed like the networks' maps.
     """
-    makers = {"nearness to an R peak": nearness, "distance to an R peak": partial(opposite, nearness),
-              "|amplitude|": amplitude, "small |amplitude|": partial(opposite, amplitude), "|slope|": steepness}
+    signals = np.stack([normalize_leads(record) for record in records.iterate(rows)]).astype(np.float32)
+    nearness = -np.stack([distance_to_r_peak(r_peaks[row], signals.shape[1]) for row in rows]).astype(np.float32)
+    nearness = np.broadcast_to(crop_global(nearness)[:, :, None], crop_global(signals).shape)
+    maps = {"nearness to an R peak": nearness, "|slope|": smooth(np.abs(np.gradient(signals, axis=1))),
+            "|amplitude|": smooth(np.abs(signals - np.median(signals, axis=1, keepdims=True)))}
     if scores is not None:
-        scores = (scores - scores.mean()) / max(scores.std(), 1e-12)
-        makers |= {"record's score": partial(constant, scores), "nearness + record's score": partial(
-            nearness_and_score, scores)}
-    return makers
+        of_rows = ((scores - scores.mean()) / max(scores.std(), 1e-12))[rows].astype(np.float32)[:, None, None]
+        maps["record's score"] = np.broadcast_to(of_rows, nearness.shape)
+        maps["nearness + record's score"] = nearness / NEARNESS_SPREAD + of_rows    # each with a deviation of about 1
+    return maps
 
 
-def nearness(records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:
-    """Near an R peak is anomalous: minus the distance to the nearest one, in samples.
-
-    R peaks too near to an end for a beat count; where there is none, a window that is scored stands for it.
-    """
-    times = np.arange(records.signals.shape[1])[:, None]
-    distances = [np.abs(times - (r_peaks[row] if len(r_peaks[row]) else valid_beats(r_peaks[row])[0])).min(axis=1)
-                 for row in rows]
-    return np.repeat(crop_global(-np.array(distances, np.float32))[:, :, None], records.leads, axis=2)
-
-
-def opposite(maps_of, records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:
-    """The reverse of another map."""
-    return -maps_of(records, r_peaks, rows)
-
-
-def amplitude(records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:
-    """Far from the lead's median is anomalous, after min-max; smoothed like the scores."""
-    signals = np.stack([normalize_leads(record) for record in records.iterate(rows)]).astype(np.float32)
-    return smooth(np.abs(signals - np.median(signals, axis=1, keepdims=True)))
-
-
-def steepness(records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:
-    """Steep is anomalous, after min-max; smoothed like the scores."""
-    signals = np.stack([normalize_leads(record) for record in records.iterate(rows)]).astype(np.float32)
-    return smooth(np.abs(np.gradient(signals, axis=1)))
+def distance_to_r_peak(r_peaks: np.ndarray, length: int) -> np.ndarray:
+    """Of each sample (length,) to the nearest R peak, those too near to an end for a beat included."""
+    positions = r_peaks if len(r_peaks) else valid_beats(r_peaks)[0]
+    return np.abs(np.arange(length)[:, None] - positions).min(axis=1)
 
 
 def smooth(maps: np.ndarray) -> np.ndarray:
     """(n, 5000, leads), smoothed as the networks' maps are: (n, 4800, leads)."""
     return smooth_maps(torch.from_numpy(crop_global(maps))).numpy()
-
-
-def constant(scores: np.ndarray, records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:
-    """The record's score everywhere: it says which record, and no place."""
-    return np.broadcast_to(scores[rows].astype(np.float32)[:, None, None], (len(rows), GLOBAL_LENGTH, records.leads))
-
-
-def nearness_and_score(scores: np.ndarray, records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:
-    """Nearness to an R peak plus the record's score, both with a standard deviation of about 1."""
-    return nearness(records, r_peaks, rows) / NEARNESS_SPREAD + constant(scores, records, r_peaks, rows)

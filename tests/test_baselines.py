@@ -9,42 +9,33 @@ from scoring import without_network
 from utils import UserError
 
 
-def make_maps(records, r_peaks, scores=None):
-    """{name: maps of all records} of map_makers."""
-    rows = np.arange(len(records))
-    return {name: maps_of(records, r_peaks, rows) for name, maps_of in trivial.map_makers(scores).items()}
-
-
 def test_trivial_maps():
-    """High at the R peak, where the lead is steep, where it is far off; and the reverse, where the name says so."""
+    """High at the R peak, where the lead is steep, where it is far off."""
     record = np.zeros((1, 5000, 2), np.float32)
     record[0, 2000:2200, 0] = 1
-    found = make_maps(Records(record, "test.npy"), [np.array([2500])])
+    found = trivial.make_maps(None, Records(record, "test.npy"), [np.array([2500])], np.array([0]))
     assert all(maps.shape == (1, 4800, 2) for maps in found.values())
     assert found["nearness to an R peak"][0, :, 1].argmax() == 2400
     assert abs(found["|slope|"][0, :1950, 0].argmax() - 1900) <= 1
     assert found["|amplitude|"][0, 2000, 0] > 0.9 and found["|amplitude|"][0, 1000, 0] < 1e-6
-    for name, opposite in (("nearness to an R peak", "distance to an R peak"), ("|amplitude|", "small |amplitude|")):
-        np.testing.assert_array_equal(found[name], -found[opposite])
 
 
 def test_maps_with_the_records_score():
     """The score is the same in all of a record, in the order of the records given; nearness adds to it as much."""
     records, peaks = Records(np.zeros((3, 5000, 2), np.float32), "test.npy"), [np.array([2500])] * 3
-    makers = trivial.map_makers(np.array([1.0, 5.0, 3.0]))
-    maps = makers["record's score"](records, peaks, np.array([1, 2]))
-    assert maps.shape == (2, 4800, 2) and (maps[0] == maps[0, 0, 0]).all() and maps[0, 0, 0] > maps[1, 0, 0] == 0
-    both = makers["nearness + record's score"](records, peaks, np.array([0, 1, 2]))
-    assert both[1] - both[2] == pytest.approx(np.full((4800, 2), maps[0, 0, 0]), rel=1e-4)
-    assert both[2, 2400, 1] == both[2].max() == 0
-    assert both[2, 2340, 0] == pytest.approx(-1)
+    found = trivial.make_maps(np.array([1.0, 5.0, 3.0]), records, peaks, np.array([1, 2]))
+    constant, both = found["record's score"], found["nearness + record's score"]
+    assert constant.shape == (2, 4800, 2) and (constant[0] == constant[0, 0, 0]).all()
+    assert constant[0, 0, 0] == pytest.approx(np.sqrt(1.5)) and constant[1, 0, 0] == 0
+    assert both[0] - both[1] == pytest.approx(constant[0], rel=1e-4)
+    assert both[1, 2400, 1] == both[1].max() == 0 and both[1, 2340, 0] == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("peaks, near", [([60, 2500, 4700], [100, 2500, 4700]), ([4700], [4700]), ([], [340, 820])])
 def test_nearness_knows_every_r_peak(peaks, near):
     """R peaks whose beat does not fit into the recording count as well; without any it is nearness to a window."""
     record = Records(np.zeros((1, 5000, 2), np.float32), "test.npy")
-    maps = make_maps(record, [np.array(peaks, np.int32)])["nearness to an R peak"][0, :, 1]
+    maps = trivial.make_maps(None, record, [np.array(peaks, np.int32)], np.array([0]))["nearness to an R peak"][0, :, 1]
     for place in near:
         around = maps[max(0, place - 130):place - 70]
         assert maps[place - 100] == around.max() == -min(abs(place - peak) for peak in (peaks or near))

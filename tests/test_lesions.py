@@ -3,13 +3,18 @@ import functools
 
 import numpy as np
 import pytest
+from conftest import run_script
 
+from ecg import arrays
 from ecg.arrays import EXCLUDED
 from ecg.lesions import KINDS, MAKERS, TERRITORIES, VISIBLE, implant, implant_some, rng_of
 from ecg.ludb import PHASES
+from ecg.r_peaks import find_r_peaks_by_slope
 from ecg.signals import filter_leads
 from ecg.waveforms import INDEPENDENT, TO_TWELVE, read_ecg
 from ecg.waves import find_waves
+from evaluation.lesions import open_lesions
+from utils import UserError, save_json
 
 RR, R_PEAKS = 450, np.arange(300, 5000, 450, dtype=np.int32)    # samples at 500 Hz: 67 beats a minute
 # (after R, width) s, and mV in I, II, V1 ... V6: P, r or q, R, S, T of a healthy heart
@@ -265,3 +270,56 @@ def test_a_record_gives_the_same_rows_always():
     assert [row.kind for row in implant_some(13, NORMAL, R_PEAKS)] != [row.kind for row in rows]
     assert implant_some(14, NORMAL, R_PEAKS[:2]) == []
     assert len({rng_of(ecg_id, kind).random() for ecg_id in (11, 12) for kind in ("t_wave", "voltage")}) == 4
+
+
+@pytest.fixture
+def data_path(tmp_path):
+    """A folder with three records of fold 9, the last one abnormal, as preprocess.py writes them."""
+    signals = np.stack([simulate(seed) for seed in range(3)]).astype(np.float32)
+    np.save(tmp_path / "val.npy", signals)
+    np.save(tmp_path / "val_label.npy", np.array([0, 0, 1], np.uint8))
+    (tmp_path / "val_records.csv").write_text("ecg_id,patient_id,age,sex,fold\n7,3,50,F,9\n8,4,,,9\n9,5,60,M,9\n")
+    save_json(tmp_path / "manifest.json", {"arrays": {"val": {"shape": list(signals.shape),
+                                                              "fingerprint": arrays.fingerprint(signals)}}})
+    return tmp_path
+
+
+def test_preprocess_writes_the_lesions_of_the_normals(data_path):
+    """From the arrays alone: rows, truth, phases, table and R peaks side by side; the same again; all else stays."""
+    before = {path.name: path.read_bytes() for path in data_path.iterdir() if path.name != "manifest.json"}
+    line = "preprocess.py", "--data_path", data_path, "--lesions", 1, "--workers", 1
+    finished = run_script(*line)
+    assert finished.returncode == 0, finished.stderr
+    assert "2 normals, 0 of them refused" in finished.stdout and "none 2" in finished.stdout
+    records = arrays.open_records(data_path, "val_lesions", 12)
+    truth, phases = np.load(data_path / "val_lesions_truth.npy"), np.load(data_path / "val_lesions_phases.npy")
+    table, r_peaks = (arrays.load_table(data_path, "val_lesions", records),
+                      arrays.load_r_peaks(data_path, "val_lesions", records, "slope"))
+    assert table["ecg_id"].tolist() == [7] * 4 + [8] * 4 and table["patient_id"].tolist() == ["3"] * 4 + ["4"] * 4
+    source = np.load(data_path / "val.npy")
+    rows = [row for number, ecg_id in enumerate((7, 8)) for row in implant_some(
+        ecg_id, source[number], find_r_peaks_by_slope(source[number]))]
+    for place, row in enumerate(rows):
+        assert (table["kind"][place], table["description"][place]) == (row.kind, row.description)
+        for found, expected in ((records.signals, row.signal), (truth, row.truth), (phases, row.phases)):
+            np.testing.assert_array_equal(found[place], expected)
+        np.testing.assert_array_equal(r_peaks[place], find_r_peaks_by_slope(row.signal))
+    assert {name: (data_path / name).read_bytes() for name in before} == before
+    assert "val" in arrays.load_manifest(data_path)["arrays"]
+    written = {path.name: path.read_bytes() for path in data_path.glob("val_lesions*.np*")}
+    assert run_script(*line).returncode == 0
+    assert {path.name: path.read_bytes() for path in data_path.glob("val_lesions*.np*")} == written
+
+
+def test_lesions_belong_to_the_records_that_they_were_made_of(data_path):
+    """Beside other records than their own they are refused, with the remedy; without a source there is nothing."""
+    run_script("preprocess.py", "--data_path", data_path, "--lesions", 1, "--workers", 1, "--limit", 1)
+    source = arrays.open_records(data_path, "val", 12)
+    assert open_lesions(data_path, "val", source).kinds[0] == "none"
+    assert open_lesions(data_path, "test", source) is None
+    source.signals = source.signals[::-1]
+    with pytest.raises(UserError, match="preprocess.py --lesions 1"):
+        open_lesions(data_path, "val", source)
+    (data_path / "val.npy").unlink()
+    finished = run_script("preprocess.py", "--data_path", data_path, "--lesions", 1)
+    assert finished.returncode == 2 and "neither val.npy nor test.npy" in finished.stderr

@@ -66,27 +66,46 @@ def test_kinds_count_alike():
     assert together["high"] - together["low"] > 1.5 * (alone["high"] - alone["low"])
 
 
-def test_pooled_lesions(points):
-    """All points of all rows together; a kind's against its own and those of the rows without a lesion."""
-    labels, phases, maps = points
+@pytest.fixture
+def some_lesions(points):
+    """Lesions of two kinds and a row without one; its records are the rows' numbers."""
+    labels, phases, _ = points
     kinds = np.array(["t_wave"] * 6 + ["p_loss"] * 5 + ["none"])
-    of = lesions.Lesions(None, [], labels, phases[:, :, 0], kinds, kinds, kinds, Resamples(np.arange(12), 100))
-    found = lesions.evaluate_lesions(of, maps)
-    assert set(found) == {"pooled", *places.PLACES} and set(found["pooled"]["by_kind"]) == {"t_wave", "p_loss"}
-    for value, rows in ((found["pooled"], kinds != ""), (found["pooled"]["by_kind"]["p_loss"], kinds != "t_wave")):
+    return lesions.Lesions("records", ["peaks"] * 12, labels, phases[:, :, 0], kinds, kinds, kinds,
+                           Resamples(np.arange(12), 100))
+
+
+def test_maps_are_ranked_in_blocks(points, some_lesions, monkeypatch):
+    """Made for some rows at a time, every fifth sample is ranked: the same as all at once; reversed, the contrary."""
+    labels, phases, maps = points
+    monkeypatch.setattr(lesions, "ROWS_AT_ONCE", 5)
+    whole = np.random.default_rng(1).normal(size=(12, 300, 4))
+    whole[:, ::5], asked = maps, []
+
+    def maps_of(records, r_peaks, rows):
+        assert records == "records" and len(r_peaks) == 12
+        asked.append(rows.tolist())
+        return {"map": whole[rows], "constant": np.zeros((len(rows), 300, 4))}
+    ranks = lesions.rank_lesions(some_lesions, maps_of)
+    assert asked == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11]] and set(ranks) == {"map", "constant"}
+    np.testing.assert_array_equal(ranks["map"].own, places.rank_places(labels, phases, maps))
+    assert (ranks["constant"].own[:11] == 0.5).all()
+    found, contrary = (lesions.evaluate_lesions(some_lesions, one) for one in (ranks["map"], ranks["map"].reversed()))
+    for measure in ("pooled", *places.PLACES):
+        for kind in ("t_wave", "p_loss"):
+            assert found[measure]["by_kind"][kind]["value"] == pytest.approx(
+                1 - contrary[measure]["by_kind"][kind]["value"])
+    minus = places.rank_places(labels, phases, -maps)
+    np.testing.assert_allclose(ranks["map"].reversed().own, minus)
+
+
+def test_pooled_lesions(points, some_lesions):
+    """All points of all rows together; a kind's against its own and those of the rows without a lesion."""
+    labels, _, maps = points
+    ranks = lesions.rank_lesions(some_lesions, lambda records, r_peaks, rows: {"map": np.repeat(maps[rows], 5, axis=1)})
+    found, kinds = lesions.evaluate_lesions(some_lesions, ranks["map"])["pooled"], some_lesions.kinds
+    assert set(found) == {"value", "low", "high", "by_kind"} and set(found["by_kind"]) == {"t_wave", "p_loss"}
+    for value, rows in ((found, kinds != ""), (found["by_kind"]["p_loss"], kinds != "t_wave")):
         scored = (labels <= 1) & rows[:, None, None]
         assert value["value"] == pytest.approx(roc_auc_score(labels[scored], maps[scored]), abs=1e-3)
         assert value["low"] < value["value"] < value["high"]
-
-
-def test_maps_are_collected_in_blocks():
-    """A map is asked for some rows at a time, in order, with the R peaks of all; every fifth sample is kept."""
-    of, asked = lesions.Lesions(None, [7], np.zeros((600, 960, 1)), *[np.zeros(600)] * 4, None), []
-
-    def maps_of(records, r_peaks, rows):
-        asked.append(len(rows))
-        assert r_peaks == [7]
-        return np.arange(4800)[None, :, None] + 10_000 * rows[:, None, None]
-    maps = of.collect(maps_of)
-    assert max(asked) <= 256 and sum(asked) == 600
-    assert maps[599, 3, 0] == 15 + 10_000 * 599 and maps.shape == (600, 960, 1)

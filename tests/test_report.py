@@ -181,6 +181,10 @@ def test_lesions(reported):
             assert beyond["rival"] == best and of(found[measure])["value"] - of(rivals[best][measure])["value"] \
                 == pytest.approx(beyond["difference"]["value"])
     assert rivals["record's score"]["within_record_and_lead"]["value"] == 0.5
+    for part in ("lesions", "localization"):
+        near, far = (results["baselines"][part][f"{name} an R peak"]["within_record_and_lead"]["value"]
+                     for name in ("nearness to", "distance to"))
+        assert near == pytest.approx(1 - far)
     assert "| P wave removed |" in text and "implanted lesions" in printed and "record's score" in rivals
     assert "lesion_p_loss.png" in results["files"] and "lesion_none.png" not in results["files"]
 
