@@ -275,17 +275,6 @@ def test_flags_that_do_not_fit_are_refused(folder, tmp_path, monkeypatch):
         assert "--benchmark_truth" in refuse(monkeypatch, *flags, "--benchmark_truth", "truth.npz")
 
 
-@pytest.mark.parametrize("names", [("benchmark_data.npy", "benchmark_label.npy"), ("benchmark_label.npy",)])
-def test_the_authors_benchmark_takes_precedence(folder, made, tmp_path, monkeypatch, names):
-    """Their files, whole or in part, also where they replaced ours, are never overwritten; test.py scores them."""
-    shutil.copytree(made[0], tmp_path, dirs_exist_ok=True)
-    for name in names:
-        np.save(tmp_path / name, np.zeros((2, 5000, 12)))
-    before = read_all(tmp_path)
-    said = refuse(monkeypatch, "--ludb_path", folder, "--data_path", tmp_path)
-    assert all(name in said for name in names) and "away, or name another" in said and read_all(tmp_path) == before
-
-
 def test_benchmark_and_ptbxl_live_together(folder, made, tmp_path_factory):
     """One after the other or at once, each keeps the other's arrays and manifest entries; ours can be made again."""
     ptbxl, data_path = (tmp_path_factory.mktemp(name) for name in ("ptb-xl", "data"))

@@ -13,7 +13,7 @@ from conftest import run_script
 from small import describe, few_channels, make_data, make_model  # noqa: F401
 
 from ecg import arrays
-from model import load_checkpoint, save_checkpoint
+from model import save_checkpoint
 
 LINES = {"test.py": ("--load_path", "model.pt", "--hidden", 2, "--device", "cpu", "--protocol", "clean", "--figures", 0),
          "train.py": ("--save_path", "run/model.pt", "--hidden", 2, "--device", "cpu", "--epochs", 2, "--batch_size", 4,
@@ -69,31 +69,28 @@ def put(value):
     return change(edit)
 
 
-SIGNAL_DAMAGE = {
-    "missing": lambda path: path.unlink(), "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("I,II,III\n"), "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+DAMAGE = {
+    "missing": lambda path: path.unlink(), "text": lambda path: path.write_text("I,II,III\n"),
     "pickled objects": lambda path: np.save(path, np.array([Payload()] * 6, dtype=object), allow_pickle=True),
     "a bare pickle": lambda path: path.write_bytes(pickle.dumps(Payload())), "no row": change(lambda a: a[:0]),
-    "11 leads": change(lambda a: a[..., :11]), "leads first": change(lambda a: a.transpose(0, 2, 1)),
-    "int16": change(lambda a: a.astype(np.int16)), "NaN": put(np.nan), "infinity": put(-np.inf), "1e30 mV": put(1e30),
-    "beyond float32": put(1e300)}
-LABEL_DAMAGE = {
-    "missing": lambda path: path.unlink(), "one too few": change(lambda a: a[:-1]), "a 2": change(lambda a: a * 2),
-    "NaN": change(lambda a: np.where(a, np.nan, 0)), "normals alone": change(lambda a: a * 0),
-    "text values": change(lambda a: a.astype("U1"))}
-POINT_DAMAGE = {"one class in 100:4900": change(lambda a: np.where(np.arange(5000)[:, None] < 100, a, 0))}
-ARRAY_TABLE = [("train.py", "train.npy", name) for name in SIGNAL_DAMAGE] + [
-    (script, file, name) for script, file in (("test.py", "test.npy"), ("train.py", "val.npy"))
-    for name in ("a bare pickle", "11 leads", "NaN")] + [
-    (script, file, name) for script, file in (("test.py", "label.npy"), ("train.py", "val_label.npy"))
-    for name in LABEL_DAMAGE] + [("test.py", "benchmark_label.npy", name) for name in POINT_DAMAGE]
+    "11 leads": change(lambda a: a[..., :11]), "NaN": put(np.nan), "1e30 mV": put(1e30),
+    "one too few": change(lambda a: a[:-1]), "a 2": change(lambda a: a * 2), "text values": change(lambda a: a.astype("U1")),
+    "one class in 100:4900": change(lambda a: np.where(np.arange(5000)[:, None] < 100, a, 0))}
+ARRAY_TABLE = [
+    *(("train.py", "train.npy", name) for name in ("missing", "text", "pickled objects", "a bare pickle", "no row",
+                                                   "11 leads", "NaN", "1e30 mV")),
+    *((script, file, name) for script, file in (("test.py", "test.npy"), ("train.py", "val.npy"))
+      for name in ("a bare pickle", "11 leads", "NaN")),
+    *((script, file, name) for script, file in (("test.py", "label.npy"), ("train.py", "val_label.npy"))
+      for name in ("missing", "one too few", "a 2", "text values")),
+    ("test.py", "benchmark_label.npy", "one class in 100:4900")]
 
 
 @pytest.mark.parametrize("script, file, name", ARRAY_TABLE)
 def test_array(place, script, file, name):
     """Refused by name before anything is scored or trained."""
-    (SIGNAL_DAMAGE | LABEL_DAMAGE | POINT_DAMAGE if "label" in file else SIGNAL_DAMAGE)[name](place / "data" / file)
-    if file == "train.npy" and name in ("NaN", "infinity", "1e30 mV", "beyond float32"):
+    DAMAGE[name](place / "data" / file)
+    if file == "train.npy" and name in ("NaN", "1e30 mV"):
         describe(place / "data")                            # nothing but the values is wrong with it
     check_refused(place, script, file)
     assert not (place / "executed").exists()
