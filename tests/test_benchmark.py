@@ -32,8 +32,8 @@ def test_unequal_results_are_refused():
 def quick(monkeypatch):
     """A small network, small batches, few beats."""
     shrink(monkeypatch)
-    for name, value in (("measure_peak", lambda *_: 1e11), ("EPOCHS", 2), ("BATCH", 4), ("generate_records", lambda count: (
-            make_records(0, count)[0], [np.array([700, 1400])] * count))):
+    for name, value in (("measure_peak", lambda *_: 1e11), ("EPOCHS", 2), ("BATCH", 4), ("generate_records", lambda n: (
+            make_records(0, n)[0], [np.array([700, 1400])] * n))):
         monkeypatch.setattr(benchmark, name, value)
 
 

@@ -12,6 +12,7 @@ from ecg.arrays import Records, load_r_peaks, open_records
 from ecg.signals import normalize_leads
 from scoring.protocols import CLEAN, PAPER
 
+MINMAX = {"kind": "minmax"}
 COMPAND = {"kind": "compand", "exponent": 0.2, "linear_below": 0.005, "scale": [0.5 + 0.1 * lead for lead in range(12)]}
 
 
@@ -51,7 +52,7 @@ def test_minmax_has_one_meaning(dtype):
     """The arrays' normalisation (numpy) and the batches' (torch) are the plain one; twice is once; and the way back."""
     record = np.random.default_rng(0).normal(size=(5000, 12)).astype(dtype)
     record[:, 4], record[:, 7] = 0, -2
-    once, minmax, near = normalize_leads(record), Normalisation.of({"kind": "minmax"}), 10 * np.finfo(dtype).eps
+    once, minmax, near = normalize_leads(record), Normalisation.of(MINMAX), 10 * np.finfo(dtype).eps
     assert once.dtype == dtype
     np.testing.assert_allclose(once, plain.normalize(record), atol=near)
     np.testing.assert_allclose(minmax.normalise(torch.tensor(record)[None])[0].numpy(), once, atol=near)
@@ -121,9 +122,9 @@ def batches_of(data):
     records = open_records(data, "train", 12)
     r_peaks = load_r_peaks(data, "train", records, "slope")
 
-    def make(seed=0, batch_size=5, input_=None, epoch_records=None):
-        return TrainingBatches(records, np.arange(len(records)), r_peaks, Normalisation.of(input_ or {"kind": "minmax"}),
-                               batch_size, seed=seed, epoch_records=epoch_records)
+    def make(batch_size=5, input_=MINMAX, **options):
+        return TrainingBatches(records, np.arange(len(records)), r_peaks, Normalisation.of(input_), batch_size,
+                               **options)
     return make
 
 
@@ -137,7 +138,7 @@ def test_an_epoch_draws_as_many_records_as_it_is_asked_for(batches_of):
     assert sum(count for *_, count in everything.draw_epoch(1)) == len(everything.rows)
 
 
-@pytest.mark.parametrize("input_", [{"kind": "minmax"}, COMPAND], ids=["minmax", "compand"])
+@pytest.mark.parametrize("input_", [MINMAX, COMPAND], ids=["minmax", "compand"])
 def test_epoch_follows_from_seed_and_number(batches_of, monkeypatch, input_):
     """The same seed and epoch give the same batches, streamed or held on the device; another epoch or seed others."""
     def epoch(number, **options):
@@ -178,7 +179,7 @@ def test_processes_share_every_batch(batches_of, batch_size):
         assert sum(len(part[0]) for part, of_rank, _ in of_ranks if of_rank) == records
 
 
-@pytest.mark.parametrize("input_", [{"kind": "minmax"}, COMPAND], ids=["minmax", "compand"])
+@pytest.mark.parametrize("input_", [MINMAX, COMPAND], ids=["minmax", "compand"])
 def test_batch_masks_the_input_alone(input_):
     """Masked samples are 0 in every lead; target and trend come from the unmasked record; beats by their own rule."""
     records = torch.from_numpy(make_records(0, 2)[0])

@@ -21,7 +21,8 @@ SEPTAL, LATERAL, POSTERIOR = ("V1", "V2"), ("I", "aVL", "V5", "V6"), ("V1", "V2"
 # what is marked, where, and by which diagnoses, written by hand
 MARKED = [
     (("QRS", "ST", "T"), LEADS, ("Complete right bundle branch block.", "Complete left bundle branch block.",
-                                 "UNIpolar ventricular pacing.", "BIpolar ventricular pacing.", "Biventricular pacing.")),
+                                 "UNIpolar ventricular pacing.", "BIpolar ventricular pacing.",
+                                 "Biventricular pacing.")),
     (("QRS",), LEADS, ("Incomplete right bundle branch block.", "Incomplete left bundle branch block.",
                        "Left anterior hemiblock.", "Non-specific intravintricular conduction delay.",
                        "Left ventricular hypertrophy.", "Right ventricular hypertrophy.")),
@@ -30,8 +31,8 @@ MARKED = [
                      "Right atrial overload.")),
     (("P", "PQ", "TP"), LEADS, ("Rhythm: Atrial fibrillation.", "Rhythm: Atrial flutter, typical.")),
     (("P", "PQ"), LEADS, ("I degree AV block.",)), (("ST", "T"), SEPTAL, ("STEMI: septal.",)),
-    (("ST", "T"), ("II", "III", "aVF"), ("STEMI: inferior wall.",)), (("ST", "T"), ("V4", "V5"), ("Ischemia: apical.",)),
-    (("ST", "T"), POSTERIOR, ("Ischemia: posterior wall.",)),
+    (("ST", "T"), ("II", "III", "aVF"), ("STEMI: inferior wall.",)),
+    (("ST", "T"), ("V4", "V5"), ("Ischemia: apical.",)), (("ST", "T"), POSTERIOR, ("Ischemia: posterior wall.",)),
     (("QRS",), ("V2", "V3", "V4"), ("Scar formation: anterior wall.",)),
     (("T",), POSTERIOR, ("Non-specific repolarization abnormalities: posterior wall.",))]
 PLACED = {diagnosis: (phases, leads) for phases, leads, diagnoses in MARKED for diagnosis in diagnoses}

@@ -29,7 +29,7 @@ def test_attention_starts_as_four_linear_layers():
 @pytest.mark.usefixtures("few_channels")
 @pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
 def test_other_leads_widths_and_uncertainties(uncertainty):
-    """Neither 12 leads nor 50 channels are hard-wired; the log-variance is shared, constant, or one a lead, unbounded."""
+    """Neither 12 leads nor 50 channels are hard-wired; the log-variance is shared, constant, or free for each lead."""
     network = MCF(enc_in=3, hidden=8, uncertainty=uncertainty).eval()
     ecg, beat = torch.rand(2, 4800, 3), torch.rand(2, 480, 3)
     (restored, logvar), (restored_beat, _), restored_trend = network(ecg, beat, compute_trend(ecg))
@@ -95,8 +95,9 @@ def test_own_checkpoint_round_trip(tmp_path, input_, uncertainty):
 def test_published_checkpoint_loads(tmp_path, published_state):
     """A checkpoint in the published names loads through the same door, with numpy scalars beside the weights."""
     expected = translate_published(published_state)
-    torch.save({"model_state_dict": published_state, "auc": np.float64(0.86), "epoch": np.int64(3)}, tmp_path / "auc.pt")
-    restored, facts = load_checkpoint(tmp_path / "auc.pt")
+    path = tmp_path / "auc.pt"
+    torch.save({"model_state_dict": published_state, "auc": np.float64(0.86), "epoch": np.int64(3)}, path)
+    restored, facts = load_checkpoint(path)
     assert facts == {"auc": 0.86, "epoch": 3} and restored.input == {"kind": "minmax"}
     assert all(torch.equal(restored.state_dict()[name], value) for name, value in expected.items())
 

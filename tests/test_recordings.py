@@ -1,4 +1,4 @@
-"""Recordings of one's own: scores are test.py's, doubts are said, what is bad is named, few of many windows are kept."""
+"""Recordings of one's own: scores are test.py's, doubts are said, the bad is named, few of many windows are kept."""
 import csv
 import json
 

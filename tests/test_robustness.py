@@ -15,7 +15,8 @@ from small import describe, few_channels, make_data, make_model  # noqa: F401
 from ecg import arrays
 from model import save_checkpoint
 
-LINES = {"test.py": ("--load_path", "model.pt", "--hidden", 2, "--device", "cpu", "--protocol", "clean", "--figures", 0),
+LINES = {"test.py": ("--load_path", "model.pt", "--hidden", 2, "--device", "cpu", "--protocol", "clean", "--figures",
+                     0),
          "train.py": ("--save_path", "run/model.pt", "--hidden", 2, "--device", "cpu", "--epochs", 2, "--batch_size", 4,
                       "--protocol", "clean", "--select", "last", "--watch", "val", "--reference", 0)}
 
@@ -74,7 +75,8 @@ DAMAGE = {
     "pickled objects": lambda path: np.save(path, np.array([Payload()] * 6, dtype=object), allow_pickle=True),
     "a bare pickle": lambda path: path.write_bytes(pickle.dumps(Payload())), "no row": change(lambda a: a[:0]),
     "11 leads": change(lambda a: a[..., :11]), "NaN": put(np.nan), "1e30 mV": put(1e30),
-    "one too few": change(lambda a: a[:-1]), "a 2": change(lambda a: a * 2), "text values": change(lambda a: a.astype("U1")),
+    "one too few": change(lambda a: a[:-1]), "a 2": change(lambda a: a * 2),
+    "text values": change(lambda a: a.astype("U1")),
     "one class in 100:4900": change(lambda a: np.where(np.arange(5000)[:, None] < 100, a, 0))}
 ARRAY_TABLE = [
     *(("train.py", "train.npy", name) for name in ("missing", "text", "pickled objects", "a bare pickle", "no row",
@@ -104,7 +106,8 @@ def with_state(**changes):
 
 CHECKPOINTS = {
     "missing": lambda: None, "a folder": lambda: "folder", "empty": lambda: b"", "junk": lambda: bytes(range(256)) * 50,
-    "half": lambda: "half", "a list": lambda: [1, 2], "a tensor": lambda: torch.zeros(3), "no weights": lambda: {"epoch": 3},
+    "half": lambda: "half", "a list": lambda: [1, 2], "a tensor": lambda: torch.zeros(3),
+    "no weights": lambda: {"epoch": 3},
     "weights of a list": lambda: {"model_state_dict": [1, 2]}, "weights of None": lambda: {"model_state_dict": None},
     "a weight missing": lambda: with_state(**{"norm.bias": None}),
     "a weight too wide": lambda: with_state(**{"norm.bias": torch.zeros(3)}),
@@ -162,9 +165,10 @@ def test_last_checkpoint_that_is_not_whole(whole_place, place, missing, value):
     ("train.py", ("--resume",), "last.pt"), ("train.py", ("--dims", 8), "train.npy"),
     ("train.py", ("--hidden", 7), "--hidden"), ("train.py", ("--mask_ratio", 0), "--mask_ratio"),
     ("train.py", ("--batch_size", 0), "--batch_size"), ("train.py", ("--epochs", 0), "--epochs"),
-    ("train.py", ("--lr", "nan"), "--lr"), ("train.py", ("--input", "compand", "--protocol", "paper"), "--protocol paper"),
-    ("train.py", ("--save_path", "last.pt"), "--save_path"), ("train.py", ("--save_path", "/dev/null/x.pt"), "/dev/null"),
-    ("train.py", ("--save_path", "."), "is a folder"), ("train.py", ("--data_path", "none"), "none")])
+    ("train.py", ("--lr", "nan"), "--lr"), ("train.py", ("--data_path", "none"), "none"),
+    ("train.py", ("--input", "compand", "--protocol", "paper"), "--protocol paper"),
+    ("train.py", ("--save_path", "last.pt"), "--save_path"), ("train.py", ("--save_path", "."), "is a folder"),
+    ("train.py", ("--save_path", "/dev/null/x.pt"), "/dev/null")])
 def test_flags(place, script, flags, word):
     """A flag that does not fit is named, or what it should have been."""
     check_refused(place, script, word, extra=flags)

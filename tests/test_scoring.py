@@ -73,7 +73,8 @@ def test_scores_and_maps_of_the_plain_loop(model, published_state, some, monkeyp
     records, r_peaks = some
     monkeypatch.setattr(model, "input", input_)
     scorer, rows = Scorer(model, protocol, median=median), [1] if median else [1, 3]
-    scores, maps = scorer.score(records, r_peaks, rows).scores, scorer.score(records, r_peaks, rows, with_maps=True).maps
+    scores = scorer.score(records, r_peaks, rows).scores
+    maps = scorer.score(records, r_peaks, rows, with_maps=True).maps
     options = {"compand_by": (0.1, 0.005, COMPAND["scale"]) if input_ is COMPAND else None, "median": median}
     with torch.inference_mode():
         for place, row in enumerate(rows):
@@ -117,7 +118,7 @@ def test_unit_and_storage(small_model, some):
 
 @pytest.mark.parametrize("input_", [MINMAX, COMPAND], ids=["minmax", "compand"])
 def test_restorations_are_in_millivolts(small_model, some, input_):
-    """A network that restores its input perfectly gives the record back, from mV or from min-maxed arrays with bounds."""
+    """A network that restores its input perfectly gives the record back, from mV or min-maxed with bounds."""
     records, r_peaks = some
     low, high = records.signals.min(axis=1), records.signals.max(axis=1)
     stored = Records(2 * (records.signals - low[:, None]) / (high - low)[:, None] - 1, "train.npy", (low, high))
