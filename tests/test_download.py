@@ -149,6 +149,13 @@ def test_files_that_cannot_be_had_are_named(mirror, tmp_path):
     assert read_all(tmp_path) == there
 
 
+def test_a_mirror_without_recordings_is_soon_given_up(mirror, tmp_path, monkeypatch):
+    """Nobody should ask for 43,600 files of which the first hundreds are not there."""
+    monkeypatch.setattr(download, "MOST_FAULTS", 4)
+    mirror.files = {name: content for name, content in mirror.files.items() if "records100" not in name}
+    refuse(mirror, tmp_path, "4 of the files", "404")
+
+
 def test_connections_work_in_parallel_and_are_kept(mirror, tmp_path):
     """Small files over a long line: the time is that of the round trips, so several at once and no new connections."""
     together = threading.Barrier(5, timeout=10)
