@@ -46,6 +46,7 @@ TRUTH_GAP = 0.040  # s; a shorter gap is a zero crossing of the difference, and 
 MARKER_START = "Simulated ECGs, not recordings of patients; written by synthetic.py"
 MIN_RECORDS = 40  # fewer leave a fold without a normal to validate on, or fold 10 with a handful of abnormals
 
+
 @dataclass
 class Wave:
     """A Gaussian around `centre` s after the R peak: sigma `rise` s before it, `fall` s after it.
