@@ -145,8 +145,8 @@ def test_checkpoint(place, script, name):
     assert not (place / "executed").exists()
 
 
-@pytest.mark.parametrize("missing", ["config", "history", "best", "epoch", "optimizer_state_dict"])
-@pytest.mark.parametrize("value", ["absent", "text"])
+@pytest.mark.parametrize("missing, value", [("config", "text"), ("history", "absent"), ("best", "text"),
+                                            ("epoch", "absent"), ("optimizer_state_dict", "absent")])
 def test_last_checkpoint_that_is_not_whole(whole_place, place, missing, value):
     """last.pt without one of the facts that --resume needs, or with another type in its place, is refused by name."""
     content = torch.load(whole_place / "run" / "last.pt", weights_only=True)
