@@ -21,7 +21,7 @@ SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 import utils  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @dataclass
