@@ -63,6 +63,12 @@ def run_script(script, *arguments, cwd=None):
     return Finished(status, out.getvalue(), err.getvalue())
 
 
+def reset_signals():
+    """Before a script starts in a process of its own: undo what nohup, or a shell's background job, ignores."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextlib.contextmanager
 def full_disk(size):
     """The system refuses to write files of more bytes, also to root, as a full disk does."""

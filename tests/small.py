@@ -15,8 +15,12 @@ TIME = np.arange(5000) / 500
 
 
 def shrink(patch):
-    """Let every network made from now on have few channels. patch: a MonkeyPatch."""
+    """Let every network made from now on have few channels, in one thread: more would wait for each other.
+
+    patch: a MonkeyPatch.
+    """
     patch.setattr(model, "WIDTHS", WIDTHS)
+    patch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="module")

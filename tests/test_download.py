@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import urllib3
-from conftest import ROOT, run_script
+from conftest import ROOT, reset_signals, run_script
 from mirror import Mirror
 from small import read_all
 from test_preprocess import write_ptbxl
@@ -154,7 +154,6 @@ def test_a_mirror_without_recordings_is_soon_given_up(mirror, tmp_path, monkeypa
     monkeypatch.setattr(download, "MOST_FAULTS", 4)
     mirror.files = {name: content for name, content in mirror.files.items() if "records100" not in name}
     refuse(mirror, tmp_path, "4 of the files", "404")
-    assert not list(tmp_path.glob("records100/**/*.dat"))
 
 
 def test_connections_work_in_parallel_and_are_kept(mirror, tmp_path):
@@ -167,11 +166,6 @@ def test_connections_work_in_parallel_and_are_kept(mirror, tmp_path):
     fetch(mirror, tmp_path, connections=5)
     assert len(mirror.log) == 20 and 5 <= len({peer for _, peer in mirror.log}) <= 6
     check_whole(mirror, tmp_path)
-
-
-def reset_signals():
-    """What a shell's background job lets its children ignore."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_interrupt_ends_at_once_and_keeps_whole_files(mirror, tmp_path):

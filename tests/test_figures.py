@@ -6,7 +6,6 @@ from io import BytesIO
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
 from PIL import Image
 
 from evaluation import charts, figures
@@ -147,29 +146,6 @@ def test_unit_is_told():
         example(unit="normalised"), example(signal=np.eye(4800, 12, -2100) * 40)))
     assert "no mV scale" in first and "10 mm/mV" not in first and "cut off" not in first
     assert "10 mm/mV" in second and "cut off at 8 cm" in second
-
-
-def lightness(colour):
-    """CIE L*, 0 (black) to 100 (white): what is left of a colour in grey print."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
-    luminance = np.dot((0.2126, 0.7152, 0.0722), linear)
-    return 116 * np.cbrt(luminance) - 16 if luminance > 0.008856 else 903.3 * luminance
-
-
-def test_series_differ_without_colour():
-    """In grey print the first four series and the two classes are 10 or more of 100 steps of lightness apart.
-
-    Every series has a line style or marker of its own as well, and none is too light for paper.
-    """
-    steps = np.sort([lightness(colour) for colour, _, _ in charts.SERIES[:4]])
-    assert np.diff(steps).min() >= 10
-    classes = [look for _, look in charts.CLASSES]
-    assert abs(np.diff([lightness(look["edgecolor"]) for look in classes])[0]) >= 10
-    assert classes[0]["linestyle"] != classes[1]["linestyle"] and classes[0]["hatch"] != classes[1]["hatch"]
-    assert abs(lightness(figures.TRACE["color"]) - lightness(figures.RESTORED["color"])) >= 10
-    for looks in zip(*(look[1:] for look in charts.SERIES)):
-        assert len(set(looks)) == len(charts.SERIES)
-    assert max(lightness(colour) for colour, _, _ in charts.SERIES) <= 75
 
 
 EMPTY = {"value": None, "low": None, "high": float("nan")}

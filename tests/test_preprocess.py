@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT, full_disk, run_script
+from conftest import ROOT, full_disk, reset_signals, run_script
 from small import beats_at, every, read_all, write_wfdb
 
 import preprocess
@@ -285,12 +285,6 @@ def changed(task):
     return prepare_record(task)
 preprocess.prepare_record = changed
 preprocess.run(preprocess.main)"""
-
-
-def reset_signals():
-    """What a shell's background job, or nohup, lets its children ignore."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def start(ptbxl, data_path, line, workers=1):

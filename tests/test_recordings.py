@@ -1,4 +1,4 @@
-"""Recordings of one's own: scores are test.py's, doubts are said, what is bad is named, few of many windows are kept."""
+"""Recordings of one's own: scores are test.py's, doubts are said, the bad is named, few of many windows are kept."""
 import csv
 import json
 
@@ -49,7 +49,7 @@ def read_rows(folder):
         return list(csv.DictReader(file))
 
 
-def test_scores_are_those_of_the_arrays(simulated, checkpoint, tmp_path, capsys):
+def test_scores_are_those_of_the_arrays(simulated, checkpoint, tmp_path, capsys, monkeypatch):
     """A record that is scored from its file has the score that it has in test.npy; its percentile counts the normals.
 
     Its figures are drawn, in mV; without a truth.
@@ -59,6 +59,7 @@ def test_scores_are_those_of_the_arrays(simulated, checkpoint, tmp_path, capsys)
     folder = simulated.parent / "ptb-xl" / "records500" / "00000"
     paths = [folder / f"{ecg_id:05d}_hr" for ecg_id in table["ecg_id"][:2]]
     model = load_checkpoint(checkpoint)[0].eval()
+    monkeypatch.setattr(recording_figures.figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})
     score_recordings(paths, checkpoint, tmp_path, RecordingSettings(device="cpu"))
     printed, rows = capsys.readouterr().out, read_rows(tmp_path)
     assert [row["record"] for row in rows] == [str(path) for path in paths]

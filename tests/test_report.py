@@ -393,19 +393,6 @@ def test_the_authors_line_on_the_authors_layout(authors_workplace):
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_exchanged_arrays_do_not_inherit_provenance(arrays, checkpoint, tmp_path):
-    """Arrays put in the place of ours get no ids, ages and manifest of the arrays that were there before."""
-    shutil.copytree(arrays, tmp_path / "data")
-    for name in ("test.npy", "label.npy"):
-        np.save(tmp_path / "data" / name, np.load(arrays / name)[::-1])
-    finished = report_into(tmp_path / "results", tmp_path / "data", checkpoint, "--figures", 0)
-    assert finished.returncode == 0 and "does not describe" in finished.stdout
-    assert results_of(tmp_path / "results")["data"] is None
-    scores = pd.read_csv(tmp_path / "results" / "detection_scores.csv")
-    assert scores[["ecg_id", "patient_id", "age"]].isna().all(axis=None)
-
-
-@pytest.mark.usefixtures("stand_in")
 def test_untrained_network_is_said_to_be_one(authors_workplace):
     """--load_model 0 scores an untrained network, as published, and says so."""
     finished = run_script("test.py", "--load_model", 0, "--protocol", "paper", cwd=authors_workplace)

@@ -13,9 +13,10 @@ from conftest import run_script
 from small import describe, few_channels, make_data, make_model  # noqa: F401
 
 from ecg import arrays
-from model import load_checkpoint, save_checkpoint
+from model import save_checkpoint
 
-LINES = {"test.py": ("--load_path", "model.pt", "--hidden", 2, "--device", "cpu", "--protocol", "clean", "--figures", 0),
+LINES = {"test.py": ("--load_path", "model.pt", "--hidden", 2, "--device", "cpu", "--protocol", "clean", "--figures",
+                     0),
          "train.py": ("--save_path", "run/model.pt", "--hidden", 2, "--device", "cpu", "--epochs", 2, "--batch_size", 4,
                       "--protocol", "clean", "--select", "last", "--watch", "val", "--reference", 0)}
 
@@ -69,31 +70,29 @@ def put(value):
     return change(edit)
 
 
-SIGNAL_DAMAGE = {
-    "missing": lambda path: path.unlink(), "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("I,II,III\n"), "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+DAMAGE = {
+    "missing": lambda path: path.unlink(), "text": lambda path: path.write_text("I,II,III\n"),
     "pickled objects": lambda path: np.save(path, np.array([Payload()] * 6, dtype=object), allow_pickle=True),
     "a bare pickle": lambda path: path.write_bytes(pickle.dumps(Payload())), "no row": change(lambda a: a[:0]),
-    "11 leads": change(lambda a: a[..., :11]), "leads first": change(lambda a: a.transpose(0, 2, 1)),
-    "int16": change(lambda a: a.astype(np.int16)), "NaN": put(np.nan), "infinity": put(-np.inf), "1e30 mV": put(1e30),
-    "beyond float32": put(1e300)}
-LABEL_DAMAGE = {
-    "missing": lambda path: path.unlink(), "one too few": change(lambda a: a[:-1]), "a 2": change(lambda a: a * 2),
-    "NaN": change(lambda a: np.where(a, np.nan, 0)), "normals alone": change(lambda a: a * 0),
-    "text values": change(lambda a: a.astype("U1"))}
-POINT_DAMAGE = {"one class in 100:4900": change(lambda a: np.where(np.arange(5000)[:, None] < 100, a, 0))}
-ARRAY_TABLE = [("train.py", "train.npy", name) for name in SIGNAL_DAMAGE] + [
-    (script, file, name) for script, file in (("test.py", "test.npy"), ("train.py", "val.npy"))
-    for name in ("a bare pickle", "11 leads", "NaN")] + [
-    (script, file, name) for script, file in (("test.py", "label.npy"), ("train.py", "val_label.npy"))
-    for name in LABEL_DAMAGE] + [("test.py", "benchmark_label.npy", name) for name in POINT_DAMAGE]
+    "11 leads": change(lambda a: a[..., :11]), "NaN": put(np.nan), "1e30 mV": put(1e30),
+    "one too few": change(lambda a: a[:-1]), "a 2": change(lambda a: a * 2),
+    "text values": change(lambda a: a.astype("U1")),
+    "one class in 100:4900": change(lambda a: np.where(np.arange(5000)[:, None] < 100, a, 0))}
+ARRAY_TABLE = [
+    *(("train.py", "train.npy", name) for name in ("missing", "text", "pickled objects", "a bare pickle", "no row",
+                                                   "11 leads", "NaN", "1e30 mV")),
+    *((script, file, name) for script, file in (("test.py", "test.npy"), ("train.py", "val.npy"))
+      for name in ("a bare pickle", "11 leads", "NaN")),
+    *((script, file, name) for script, file in (("test.py", "label.npy"), ("train.py", "val_label.npy"))
+      for name in ("missing", "one too few", "a 2", "text values")),
+    ("test.py", "benchmark_label.npy", "one class in 100:4900")]
 
 
 @pytest.mark.parametrize("script, file, name", ARRAY_TABLE)
 def test_array(place, script, file, name):
     """Refused by name before anything is scored or trained."""
-    (SIGNAL_DAMAGE | LABEL_DAMAGE | POINT_DAMAGE if "label" in file else SIGNAL_DAMAGE)[name](place / "data" / file)
-    if file == "train.npy" and name in ("NaN", "infinity", "1e30 mV", "beyond float32"):
+    DAMAGE[name](place / "data" / file)
+    if file == "train.npy" and name in ("NaN", "1e30 mV"):
         describe(place / "data")                            # nothing but the values is wrong with it
     check_refused(place, script, file)
     assert not (place / "executed").exists()
@@ -107,7 +106,8 @@ def with_state(**changes):
 
 CHECKPOINTS = {
     "missing": lambda: None, "a folder": lambda: "folder", "empty": lambda: b"", "junk": lambda: bytes(range(256)) * 50,
-    "half": lambda: "half", "a list": lambda: [1, 2], "a tensor": lambda: torch.zeros(3), "no weights": lambda: {"epoch": 3},
+    "half": lambda: "half", "a list": lambda: [1, 2], "a tensor": lambda: torch.zeros(3),
+    "no weights": lambda: {"epoch": 3},
     "weights of a list": lambda: {"model_state_dict": [1, 2]}, "weights of None": lambda: {"model_state_dict": None},
     "a weight missing": lambda: with_state(**{"norm.bias": None}),
     "a weight too wide": lambda: with_state(**{"norm.bias": torch.zeros(3)}),
@@ -145,8 +145,8 @@ def test_checkpoint(place, script, name):
     assert not (place / "executed").exists()
 
 
-@pytest.mark.parametrize("missing", ["config", "history", "best", "epoch", "optimizer_state_dict"])
-@pytest.mark.parametrize("value", ["absent", "text"])
+@pytest.mark.parametrize("missing, value", [("config", "text"), ("history", "absent"), ("best", "text"),
+                                            ("epoch", "absent"), ("optimizer_state_dict", "absent")])
 def test_last_checkpoint_that_is_not_whole(whole_place, place, missing, value):
     """last.pt without one of the facts that --resume needs, or with another type in its place, is refused by name."""
     content = torch.load(whole_place / "run" / "last.pt", weights_only=True)
@@ -165,9 +165,10 @@ def test_last_checkpoint_that_is_not_whole(whole_place, place, missing, value):
     ("train.py", ("--resume",), "last.pt"), ("train.py", ("--dims", 8), "train.npy"),
     ("train.py", ("--hidden", 7), "--hidden"), ("train.py", ("--mask_ratio", -1), "--mask_ratio"),
     ("train.py", ("--batch_size", 0), "--batch_size"), ("train.py", ("--epochs", 0), "--epochs"),
-    ("train.py", ("--lr", "nan"), "--lr"), ("train.py", ("--input", "compand", "--protocol", "paper"), "--protocol paper"),
-    ("train.py", ("--save_path", "last.pt"), "--save_path"), ("train.py", ("--save_path", "/dev/null/x.pt"), "/dev/null"),
-    ("train.py", ("--save_path", "."), "is a folder"), ("train.py", ("--data_path", "none"), "none")])
+    ("train.py", ("--lr", "nan"), "--lr"), ("train.py", ("--data_path", "none"), "none"),
+    ("train.py", ("--input", "compand", "--protocol", "paper"), "--protocol paper"),
+    ("train.py", ("--save_path", "last.pt"), "--save_path"), ("train.py", ("--save_path", "."), "is a folder"),
+    ("train.py", ("--save_path", "/dev/null/x.pt"), "/dev/null")])
 def test_flags(place, script, flags, word):
     """A flag that does not fit is named, or what it should have been."""
     check_refused(place, script, word, extra=flags)

@@ -3,11 +3,9 @@ import warnings
 
 import numpy as np
 import pytest
-import torch
 from scipy.signal import butter, filtfilt
 from small import beats_at, every
 
-from dataloader import Normalisation
 from ecg import signals
 
 with warnings.catch_warnings():
@@ -32,21 +30,6 @@ def test_filter_is_the_published_one(noise):
         np.testing.assert_allclose(filtered[:, lead], low, rtol=0, atol=1e-12)
         np.testing.assert_allclose(filter_signal(low, cutoff=35, sample_rate=500, filtertype="notch"), low,
                                    rtol=0, atol=1e-9)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_normalisation_fills_the_range_and_survives_flat_leads(noise, dtype):
-    """Each lead spans exactly [-1, 1], upright; a flat one becomes 0; twice is once, and the network's is the same."""
-    noise[:, 4], noise[:, 7] = 0.3, 0
-    normal = signals.normalize_leads(noise.astype(dtype))
-    moving = np.setdiff1d(np.arange(12), [4, 7])
-    assert normal.dtype == dtype and (normal[:, [4, 7]] == 0).all()
-    columns = np.arange(len(moving))
-    assert (normal[:, moving][noise[:, moving].argmin(axis=0), columns] == -1).all()
-    assert (normal[:, moving][noise[:, moving].argmax(axis=0), columns] == 1).all()
-    np.testing.assert_allclose(signals.normalize_leads(normal), normal, rtol=0, atol=1e-6)
-    by_network = Normalisation().normalise(torch.from_numpy(noise.astype(dtype))[None])[0].numpy()
-    np.testing.assert_allclose(normal, by_network, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("peak", [0.05, 0.5, 3.33, 9.9])
