@@ -26,14 +26,16 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 import plain  # noqa: E402
 
-from dataloader import Normalisation, TrainingBatches, draw_masks, make_batch, measure_companding  # noqa: E402
-from ecg.arrays import Records, load_r_peaks, load_table, open_records  # noqa: E402
+from dataloader import Normalisation, TrainingBatches, draw_masks, make_batch  # noqa: E402
+from dataloader import measure_companding, open_training  # noqa: E402
+from ecg.arrays import Records  # noqa: E402
 from ecg.signals import LEAD_NAMES, RECORD_LENGTH, SAMPLING_RATE  # noqa: E402
 from evaluation.metrics import detection_auroc  # noqa: E402
+from evaluation.validation import Validation  # noqa: E402
 from model import MCF  # noqa: E402
 from scoring.passes import Scorer  # noqa: E402
 from scoring.protocols import CLEAN  # noqa: E402
-from train import TrainingStep, Validation, choose_rows, learning_rate, train_one_epoch  # noqa: E402
+from train import TrainingStep, learning_rate, train_one_epoch  # noqa: E402
 from utils import UserError, choose_device, cpu_computes_bfloat16, git_commit, require_writable, run  # noqa: E402
 from utils import save_json, usable_cores, versions  # noqa: E402
 
@@ -137,10 +139,8 @@ def time_to_accuracy(data_path, device: torch.device, kind: str) -> dict:
 
     Returns the seconds of training, None where it was not reached, and the AUROC after each epoch.
     """
-    records = open_records(data_path, "train", len(LEAD_NAMES))
-    rows = choose_rows(CLEAN, load_table(data_path, "train", records), len(records))
+    records, _, rows, r_peaks = open_training(data_path, len(LEAD_NAMES), CLEAN.detector, CLEAN.fold_held_back)
     validation = Validation(data_path, "val", records.leads, CLEAN)
-    r_peaks = load_r_peaks(data_path, "train", records, CLEAN.detector)
     torch.manual_seed(0)
     model = MCF(records.leads)
     model.input = measure_companding(records, rows) if kind == "compand" else model.input
