@@ -122,6 +122,7 @@ def reported(arrays, checkpoint, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(script, "Scorer", StandIn)
         patch.setattr(figures, "draw_record", lambda example: drawn.append(example) or draw(example))
+        patch.setattr(figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})     # tests/test_figures.py has it
         finished = run_script("test.py", "--data_path", arrays, "--load_path", checkpoint, "--save_maps", 1,
                               "--output_dir", folder)
     assert finished.returncode == 0, finished.stderr
