@@ -5,12 +5,13 @@
     python preprocess.py --ptbxl_path ./ptb-xl --sampling_rate 500 --allow_missing # whatever part is there
     python preprocess.py --ludb_path ./ludb                                        # the localization benchmark
     python preprocess.py --mitdb_path ./mitdb                                      # beats of MIT-BIH
+    python preprocess.py --lesions 1                                               # lesions, from the arrays in ./data/
     python preprocess.py --download ./ptb-xl --download_ludb ./ludb --sampling_rate 100     # from nothing, all of it
 
 Every record is read, resampled to 500 Hz, filtered, and its R peaks are found, by worker processes; the rows stream
 into the arrays that ecg/arrays.py describes. What became of every record is printed as an audit and kept, with all
-parameters and versions, in manifest.json. With --ludb_path alone, whatever the data folder holds besides stays; a file
-that preprocess.py did not write is never replaced.
+parameters and versions, in manifest.json. With --ludb_path or --lesions alone, whatever the data folder holds besides
+stays; a file that preprocess.py did not write is never replaced.
 """
 import argparse
 import multiprocessing
@@ -19,7 +20,7 @@ import signal
 import threading
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ecg import arrays, download, ludb, mitbih, ptbxl, signals
+from ecg.lesions import KINDS, implant_some
 from ecg.r_peaks import find_r_peaks_by_heartpy, find_r_peaks_by_slope
 from ecg.wfdb_files import read_record
 from ecg.writing import RECORD_SHAPE, SplitWriter, Staging, is_ours, require_replaceable
@@ -41,7 +43,7 @@ MOST_WORKERS = 10                                      # by default: 0.12 GB eac
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data, one of the first three or more")
+    data = parser.add_argument_group("data, at least one of the first three or --lesions 1")
     data.add_argument("--ptbxl_path", help="folder with ptbxl_database.csv and records100 or records500")
     data.add_argument("--ludb_path", help="folder of LUDB, with RECORDS and data: makes the localization benchmark")
     data.add_argument("--mitdb_path", help="folder of the MIT-BIH arrhythmia database: makes beats, for --beats")
@@ -50,6 +52,8 @@ def parse_arguments() -> argparse.Namespace:
                       help="which of PTB-XL's two sets of files to read, in Hz (default %(default)s)")
     data.add_argument("--benchmark_truth", help="localization_truth.npz with ecg_id (M,) and label (M, 5000, 12): "
                       "makes the localization benchmark of its records in fold 10")
+    data.add_argument("--lesions", type=int, choices=(0, 1), default=0, help="1: make the benchmark of implanted "
+                      "lesions from the normals of val.npy and test.npy in --data_path")
     data.add_argument("--limit", type=int, help="only the first records of each data set, for a trial")
     data.add_argument("--allow_missing", action="store_true", help="go on without the files that the folder lacks")
     running = parser.add_argument_group("running")
@@ -96,6 +100,14 @@ def prepare_record(task: tuple) -> tuple:
     return ecg_id, filtered.astype(np.float32), r_peaks, ""
 
 
+def implant_record(task: tuple) -> list:
+    """(array, row, ecg_id, R peaks) of a normal ECG -> [(Implanted, its own R peaks by detector)]; empty where the
+    record is refused."""
+    path, row, ecg_id, r_peaks = task
+    signal = np.array(arrays.load_npy(path)[row], dtype=np.float32)
+    return [(one, {"slope": find_r_peaks_by_slope(one.signal)}) for one in implant_some(ecg_id, signal, r_peaks)]
+
+
 def prepare_worker():
     """Set up a worker process: Ctrl-C is the parent's to answer, and without the parent there is nothing to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -111,8 +123,8 @@ def prepare_worker():
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def prepare_all(tasks: list, workers: int):
-    """Yield prepare_record(task) for every task, in order; workers are at most a few records ahead of the reader.
+def prepare_all(prepare, tasks: list, workers: int):
+    """Yield prepare(task) for every task, in order; workers are at most a few records ahead of the reader.
 
     Raises UserError where a worker process dies; none is left behind, whatever ends the loop.
     """
@@ -120,7 +132,7 @@ def prepare_all(tasks: list, workers: int):
     with ProcessPoolExecutor(workers, initializer=prepare_worker) as pool:
         try:
             for task in tqdm(tasks, desc="preprocess", unit="record"):
-                waiting.append(pool.submit(prepare_record, task))
+                waiting.append(pool.submit(prepare, task))
                 if len(waiting) > 4 * workers:
                     yield waiting.popleft().result()
             while waiting:
@@ -143,7 +155,8 @@ def write_ptbxl(staging: Staging, records: pd.DataFrame, truth: dict, sampling_r
     writers = {split: SplitWriter(staging, split) for split in ("train", "val", "test", *["benchmark"][:len(truth)])}
     chosen = [record for record in records.itertuples() if record.present and ptbxl.destinations(record, truth)]
     tasks, outcome, lost = [(record.Index, record.path, sampling_rate) for record in chosen], {}, []
-    for record, (ecg_id, filtered, r_peaks, reason) in zip(chosen, prepare_all(tasks, workers), strict=True):
+    prepared = prepare_all(prepare_record, tasks, workers)
+    for record, (ecg_id, filtered, r_peaks, reason) in zip(chosen, prepared, strict=True):
         outcome[ecg_id] = reason, {detector: len(positions) for detector, positions in r_peaks.items()}
         if reason:
             lost.append({"ecg_id": ecg_id, "split": ptbxl.split_of(record.fold), "reason": reason})
@@ -163,7 +176,7 @@ def write_ludb(staging: Staging, paths: dict, missing: int, workers: int) -> tup
     """
     writer, audit, lost = SplitWriter(staging, "benchmark"), ludb.Audit(len(paths) + missing, missing), []
     tasks = [(number, path, ludb.SAMPLING_RATE) for number, path in paths.items()]
-    for number, filtered, r_peaks, reason in prepare_all(tasks, workers):
+    for number, filtered, r_peaks, reason in prepare_all(prepare_record, tasks, workers):
         try:
             if reason:
                 raise signals.RecordError(reason)
@@ -182,6 +195,32 @@ def write_ludb(staging: Staging, paths: dict, missing: int, workers: int) -> tup
                         "again")
     audit.summary["lost"] = len(lost)
     return {"audit": audit.summary, "lost": lost}, writer.finish()
+
+
+def write_lesions(staging: Staging, data_path: Path, splits: dict, limit: int | None, workers: int) -> dict:
+    """Stage the lesions of the normals of these splits; returns the manifest's entries. splits: {split: its lesions'}.
+
+    limit: only so many normals of each.
+    """
+    entries = {}
+    for split, name in splits.items():
+        records = arrays.open_records(data_path, split, len(signals.LEAD_NAMES))
+        r_peaks = arrays.load_r_peaks(data_path, split, records, "slope")
+        table = arrays.load_table(data_path, split, records) or {"ecg_id": np.arange(len(records))}
+        normals = np.flatnonzero(arrays.open_labels(data_path, split, (len(records),)) == 0)[:limit]
+        path = arrays.signal_path(data_path, split)
+        tasks = [(path, row, int(table["ecg_id"][row]), r_peaks[row]) for row in normals]
+        writer, kinds = SplitWriter(staging, name), Counter()
+        for row, rows in zip(normals, prepare_all(implant_record, tasks, workers), strict=True):
+            person = {column: table[column][row] for column in ("ecg_id", "patient_id", "age", "sex", "fold")
+                      if column in table}
+            for one, peaks in rows:
+                writer.append({**person, "label": int(one.kind != "none"), "kind": one.kind,
+                               "description": one.description}, one.signal, peaks, one.truth, one.phases)
+                kinds[one.kind] += 1
+        entries[name] = {**writer.finish(), "made_of": arrays.fingerprint(records.signals), "normals": len(normals),
+                         "refused": len(normals) - kinds["none"], "kinds": {kind: kinds[kind] for kind in KINDS}}
+    return {"arrays": entries}
 
 
 def surviving(old: dict, data_path: Path, splits: list) -> dict:
@@ -230,33 +269,20 @@ def print_manifest(manifest: dict, splits: list, records_in_truth: int):
     print("\narrays")
     for split, entry in manifest["arrays"].items():
         print(f"  {arrays.SIGNAL_FILES[split]:<20}{tuple(entry['shape'])}")
+        if split in splits and "kinds" in entry:
+            print(f"    of {entry['normals']} normals, {entry['refused']} of them refused (irregular, or waves not "
+                  "found): " + ", ".join(f"{kind} {count}" for kind, count in entry["kinds"].items()))
     if records_in_truth:
         print(f"{manifest['arrays']['benchmark']['shape'][0]} of the {records_in_truth} records in --benchmark_truth "
               "are in the benchmark: those of fold 10 with a superclass")
 
 
-def main():
-    commit, arguments = git_commit(), parse_arguments()
-    data_path, rate, workers = Path(arguments.data_path), arguments.sampling_rate, arguments.workers
-    ptbxl_path, ludb_path = arguments.ptbxl_path or arguments.download, arguments.ludb_path or arguments.download_ludb
-    mitdb_path = arguments.mitdb_path or arguments.download_mitdb
-    if not (ptbxl_path or ludb_path or mitdb_path):
-        raise UserError("no data set is named; give --ptbxl_path, --ludb_path or --mitdb_path, or --download")
-    if arguments.benchmark_truth and (ludb_path or not ptbxl_path):
-        raise UserError("--benchmark_truth makes the benchmark from PTB-XL; give it with --ptbxl_path and without "
-                        "--ludb_path")
-    splits = [*(("train", "val", "test") if ptbxl_path else ()),
-              *(("benchmark",) if ludb_path or arguments.benchmark_truth else ())]
-    require_writable(data_path)
-    require_replaceable(data_path, splits)
-    for name in ("download", "download_ludb", "download_mitdb"):
-        if folder := getattr(arguments, name):
-            download.fetch(name, Path(folder), rate, arguments.base_url, arguments.connections)
-    if mitdb_path:
-        mitbih.write(mitdb_path, data_path, arguments.limit)
-    if not splits:
-        return
-    truth = load_marked_points(arguments.benchmark_truth)
+def data_sets_writer(arguments: argparse.Namespace, ptbxl_path, ludb_path, truth: dict, about: dict):
+    """A function that stages the arrays of the data sets and returns the manifest's entries, for write_all.
+
+    The folders are checked before it is returned. truth: of load_marked_points; about: facts of this run.
+    """
+    rate, workers = arguments.sampling_rate, arguments.workers
     if ludb_path:
         of_ludb, missing, ludb_source = open_ludb(Path(ludb_path), arguments.limit, arguments.allow_missing)
     if ptbxl_path:
@@ -264,11 +290,6 @@ def main():
         ptbxl.require_files(records, Path(ptbxl_path), arguments.allow_missing)
 
     def write(staging):
-        about = {"parameters": {
-            "sampling_rate": signals.SAMPLING_RATE, "pass_band_hz": list(signals.PASS_BAND),
-            "filter_order": signals.FILTER_ORDER, "leads": list(signals.LEAD_NAMES), "limit": arguments.limit,
-            "allow_missing": arguments.allow_missing},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(), "commit": commit}
         entries = {"arrays": {}}
         if ptbxl_path:
             entries = write_ptbxl(staging, records, truth, rate, workers) | about | {"sampling_rate_read": rate}
@@ -277,8 +298,52 @@ def main():
             entries["benchmark"] = ludb_source | of_data_set | about
             entries["arrays"]["benchmark"] = of_array
         return entries
-    manifest = write_all(data_path, surviving(arrays.load_manifest(data_path) or {}, data_path, splits), write)
-    print_manifest(manifest, splits, len(truth))
+    return write
+
+
+def main():
+    commit, arguments = git_commit(), parse_arguments()
+    data_path, rate, workers = Path(arguments.data_path), arguments.sampling_rate, arguments.workers
+    ptbxl_path, ludb_path = arguments.ptbxl_path or arguments.download, arguments.ludb_path or arguments.download_ludb
+    mitdb_path = arguments.mitdb_path or arguments.download_mitdb
+    if not (ptbxl_path or ludb_path or mitdb_path or arguments.lesions):
+        raise UserError("no data set is named; give --ptbxl_path, --ludb_path or --mitdb_path, --download, or "
+                        "--lesions 1")
+    if arguments.benchmark_truth and (ludb_path or not ptbxl_path):
+        raise UserError("--benchmark_truth makes the benchmark from PTB-XL; give it with --ptbxl_path and without "
+                        "--ludb_path")
+    lesions = {split: name for split, name in arrays.LESIONS_OF.items() if arguments.lesions and (
+        ptbxl_path or arrays.signal_path(data_path, split).exists())}
+    if arguments.lesions and not lesions:
+        raise UserError(f"{data_path} given as --data_path holds neither val.npy nor test.npy, whose normals "
+                        "--lesions 1 needs; make them with --ptbxl_path, or name another folder")
+    splits = [*(("train", "val", "test") if ptbxl_path else ()),
+              *(("benchmark",) if ludb_path or arguments.benchmark_truth else ())]
+    require_writable(data_path)
+    require_replaceable(data_path, [*splits, *lesions.values()])
+    about = {"parameters": {
+        "sampling_rate": signals.SAMPLING_RATE, "pass_band_hz": list(signals.PASS_BAND),
+        "filter_order": signals.FILTER_ORDER, "leads": list(signals.LEAD_NAMES), "limit": arguments.limit,
+        "allow_missing": arguments.allow_missing},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(), "commit": commit}
+
+    def publish(names, write):
+        manifest = surviving(arrays.load_manifest(data_path) or {}, data_path, names)
+        return write_all(data_path, manifest, write)
+    manifest, truth = {}, {}
+    for name in ("download", "download_ludb", "download_mitdb"):
+        if folder := getattr(arguments, name):
+            download.fetch(name, Path(folder), rate, arguments.base_url, arguments.connections)
+    if mitdb_path:
+        mitbih.write(mitdb_path, data_path, arguments.limit)
+    if splits:
+        truth = load_marked_points(arguments.benchmark_truth)
+        manifest = publish(splits, data_sets_writer(arguments, ptbxl_path, ludb_path, truth, about))
+    if lesions:
+        manifest = publish(list(lesions.values()), lambda staging: {**write_lesions(
+            staging, data_path, lesions, arguments.limit, workers), "lesions": about})
+    if manifest:
+        print_manifest(manifest, [*splits, *lesions.values()], len(truth))
 
 
 if __name__ == "__main__":

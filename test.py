@@ -8,7 +8,8 @@
     python test.py --load_path ./b/model.pt --beats between --dims 2           # MIT-BIH's beats
 
 Prints the AUROCs with their intervals, and writes report.md, results.json, detection_scores.csv and the figures; with
---save_maps 1 the localization maps too. Where fold 9 is there it is scored too, and sets the operating points.
+--save_maps 1 the localization maps too. Where fold 9 is there it is scored too, and sets the operating points. Where
+test_lesions.npy is there, clean localizes the lesions in it.
 """
 import argparse
 import io
@@ -20,7 +21,10 @@ import numpy as np
 import torch
 
 from ecg import beats
+from ecg.arrays import Records
+from ecg.signals import LEAD_NAMES
 from evaluation import beats_report, drawing, figures, files, numbers, provenance, recordings, report, rival
+from evaluation.lesions import THINNING, Lesions, choose_lesions, rank_lesions
 from evaluation.localization import choose_examples
 from evaluation.numbers import Scored, Truth
 from evaluation.splits import load_splits
@@ -92,8 +96,11 @@ class Run:
     scored: dict
 
 
-def score_splits(scorer: Scorer, splits: dict) -> Scored:
-    """Score the records of every split, and localize in the benchmark."""
+def score_splits(scorer: Scorer, splits: dict, lesions: Lesions | None) -> Scored:
+    """Score the records of every split, and localize in the benchmark and, where the protocol can afford it, lesions.
+
+    Every beat by itself takes six times as long, and the lesions are many: a protocol that does so leaves them out.
+    """
     detector, seconds, scores, maps = scorer.protocol.detector, {}, {}, None
     for name, split in splits.items():
         started = time.perf_counter()
@@ -103,7 +110,12 @@ def score_splits(scorer: Scorer, splits: dict) -> Scored:
             maps = result.maps
         else:
             scores[name] = result.scores
-    return Scored(scores, maps, detector, seconds)
+    of_lesions = None
+    if lesions is not None and scorer.protocol.median_beat:
+        started = time.perf_counter()
+        of_lesions = rank_lesions(lesions, lambda *where: {"": scorer.score(*where, with_maps=True).maps})[""]
+        seconds["lesions"] = time.perf_counter() - started
+    return Scored(scores, maps, detector, seconds, of_lesions)
 
 
 def pack_maps(scored: dict) -> dict:
@@ -125,15 +137,37 @@ def draw_examples(run: Run, truth: Truth, fitted: dict | None) -> tuple:
     if truth.benchmark is None or not run.scored:
         return {}, {}
     protocol, split = list(run.scored)[-1], truth.splits["benchmark"]
-    maps, scorer = run.scored[protocol].maps, run.scorers[protocol]
-    examples = choose_examples(truth.benchmark, maps, protocol)
-    rows = np.array([row for row, *_ in examples], dtype=int)
+    scorer, examples = run.scorers[protocol], choose_examples(truth.benchmark, run.scored[protocol].maps, protocol)
+    rows = [row for row, *_ in examples]
+    drawn = draw_rows(scorer, split.records, split.r_peaks[scorer.protocol.detector], truth.benchmark.lead_names,
+                      [(row, f"localization_{name}", title) for row, name, title in examples],
+                      truth.benchmark.labels[rows])
+    return drawn, rival.pack_unusual(fitted, split, rows, truth.benchmark.names) if fitted and rows else {}
+
+
+def draw_lesions(run: Run, truth: Truth) -> dict:
+    """{name: Figure} of a lesion of each kind, under the last protocol that localized them."""
+    protocol = next((name for name in reversed(run.scored) if run.scored[name].lesions is not None), None)
+    if protocol is None:
+        return {}
+    lesions, chosen = truth.lesions, choose_lesions(truth.lesions, run.scored[protocol].lesions, protocol)
+    labels = np.repeat(lesions.labels[[row for row, *_ in chosen]], THINNING, axis=1)
+    return draw_rows(run.scorers[protocol], lesions.records, lesions.r_peaks, LEAD_NAMES, chosen, labels)
+
+
+def draw_rows(scorer: Scorer, records: Records, r_peaks: list, lead_names: tuple, chosen: list,
+              labels: np.ndarray) -> dict:
+    """{name: Figure} of rows of records with what a network restored there.
+
+    chosen: [(row, name, title)]; labels: (n, 4800, leads) of these rows.
+    """
+    rows = np.array([row for row, *_ in chosen], dtype=int)
     if not len(rows):
-        return {}, {}
-    restorations = scorer.restore(split.records, split.r_peaks[scorer.protocol.detector], rows)
-    unit = "mV" if split.records.in_millivolts else "normalised"
-    drawn = drawing.draw_examples(truth.benchmark, examples, unit, restorations, maps[rows])
-    return drawn, rival.pack_unusual(fitted, split, rows, truth.benchmark.names) if fitted else {}
+        return {}
+    return drawing.draw_examples({name: title for _, name, title in chosen}, lead_names,
+                                 "mV" if records.in_millivolts else "normalised", labels,
+                                 scorer.restore(records, r_peaks, rows),
+                                 scorer.score(records, r_peaks, rows, with_maps=True).maps)
 
 
 def report_run(folder: Path, run: Run, truth: Truth, rivals: rival.Rivals, about: dict, with_figures: bool,
@@ -147,7 +181,7 @@ def report_run(folder: Path, run: Run, truth: Truth, rivals: rival.Rivals, about
         drawn, unusual = draw_examples(run, truth, rivals.fitted)
         drawn = {**drawing.draw_detection(truth.cohort, series, entries),
                  **drawing.draw_groups(entries, rivals.baselines),
-                 **drawing.draw_training(run.checkpoint["history"]), **drawn}
+                 **drawing.draw_training(run.checkpoint["history"]), **draw_lesions(run, truth), **drawn}
         contents |= unusual | {f"{name}.{kind}": content for name, figure in drawn.items()
                                for kind, content in figures.pack(figure).items()}
     contents[report.SCORES_FILE] = report.pack_scores(truth.splits, columns)
@@ -216,7 +250,8 @@ def main():
     for name, (model, checkpoint), some in zip(names, networks, protocols):
         scorers = {protocol.name: Scorer(model.to(device).eval(), protocol, arguments.mask_ratio, arguments.amp)
                    for protocol in some}
-        one = Run(checkpoint, scorers, {name: score_splits(scorer, splits) for name, scorer in scorers.items()})
+        one = Run(checkpoint, scorers, {name: score_splits(scorer, splits, truth.lesions)
+                                        for name, scorer in scorers.items()})
         if RANK == 0:
             reports.append(report_run(output / name, one, truth, rivals, about, with_figures,
                                       arguments.save_maps))

@@ -4,17 +4,21 @@
     val.npy            (V, 5000, 12) float32, mV: fold 9, normals and abnormals; val_label.npy (V,)
     test.npy           (T, 5000, 12) float32, mV: fold 10;                       label.npy (T,)
     benchmark_data.npy (M, 5000, 12) float32, normalised to [-1, 1];             benchmark_label.npy (M, 5000, 12)
+    val_lesions.npy, test_lesions.npy
+                       (L, 5000, 12) float32, mV: the normals of val and test, each as it is and with lesions implanted
+                       (lesions.py); *_lesions_truth.npy (L, 5000, 12); *_lesions_phases.npy (L, 5000) uint8
     train_details.npz, benchmark_details.npz
                        low, high (N, 12) float32: the mV that became -1 and 1; of LUDB's benchmark also
                        phases (M, 5000, 12) uint8: the wave that each point is in (ludb.PHASES)
     *_r_peaks.npz, *_r_peaks_slope.npz
                        R peaks of each record, by HeartPy and by the slope of all leads; made on first use where missing
     *_records.csv      ecg_id, patient_id, age, sex, fold, superclasses and statements of each row; of LUDB's also
-                       the diagnoses. An empty cell is unknown; an age of 90 is 90 or older
+                       the diagnoses, of lesions their kind and description. An empty cell is unknown; an age of 90
+                       is 90 or older
     manifest.json      where the arrays come from, and which files preprocess.py wrote
 
 Train, test, label and the two benchmark files are the published implementation's; its float64 arrays load too.
-A label is 1 for abnormal and 0 for normal; a benchmark point without a truth is EXCLUDED.
+A label is 1 for abnormal and 0 for normal; a point without a truth is EXCLUDED.
 """
 import csv
 import hashlib
@@ -31,28 +35,33 @@ from ecg.signals import LARGEST_MILLIVOLTS, LEAD_II, RECORD_LENGTH, doubt_height
 from utils import UserError, undo_minmax, write_atomically
 
 NORMALISED_SPLITS = ("train", "benchmark")     # stored in [-1, 1], as published
-SIGNAL_FILES = {"train": "train.npy", "val": "val.npy", "test": "test.npy", "benchmark": "benchmark_data.npy"}
-LABEL_FILES = {"val": "val_label.npy", "test": "label.npy", "benchmark": "benchmark_label.npy"}
+SIGNAL_FILES = {"train": "train.npy", "val": "val.npy", "test": "test.npy", "benchmark": "benchmark_data.npy",
+                "val_lesions": "val_lesions.npy", "test_lesions": "test_lesions.npy"}
+LABEL_FILES = {"val": "val_label.npy", "test": "label.npy", "benchmark": "benchmark_label.npy",
+               "val_lesions": "val_lesions_truth.npy", "test_lesions": "test_lesions_truth.npy"}
+LESIONS_OF = {"val": "val_lesions", "test": "test_lesions"}     # made of these splits' normals
+POINT_SPLITS = ("benchmark", *LESIONS_OF.values())              # whose labels are of points, not of records
 R_PEAKS_FILES = {"heartpy": "{}_r_peaks.npz", "slope": "{}_r_peaks_slope.npz"}      # by detector
 MANIFEST = "manifest.json"
 UNFINISHED = "preprocess_unfinished"        # folder in data/ of a run of preprocess.py that has not ended
 SIMULATED_MARKER = "SYNTHETIC.txt"          # stands in a PTB-XL-shaped folder whose ECGs are simulated
 VALIDATION_FOLD, TEST_FOLD = 9, 10
-EXCLUDED = 255                              # a benchmark point without a truth: outside the annotated span, or unclear
+EXCLUDED = 255                              # a point without a truth: outside the annotated span, or unclear
 OLDEST = 90                                 # years, stands for all that is older; PTB-XL writes 300
 TABLE_COLUMNS = {"ecg_id": int, "patient_id": str, "age": lambda cell: float(cell or "nan"), "sex": str, "fold": int,
-                 "label": int, "superclasses": str, "statements": str, "diagnoses": str, "r_peaks": int}
+                 "label": int, "superclasses": str, "statements": str, "diagnoses": str, "r_peaks": int,
+                 "kind": str, "description": str}
 FINGERPRINT_ROWS = 32
 ROWS_AT_ONCE = 64                           # while an array is read record by record
 
 
 def signal_path(data_path, split: str) -> Path:
-    """The array of a split ("train", "val", "test" or "benchmark")."""
+    """The array of a split, a name of SIGNAL_FILES."""
     return Path(data_path) / SIGNAL_FILES[split]
 
 
 def label_path(data_path, split: str) -> Path:
-    """The labels of a split: per record for "val" and "test", per sample and lead for "benchmark"."""
+    """The labels of a split: per record for "val" and "test", per sample and lead for POINT_SPLITS."""
     return Path(data_path) / LABEL_FILES[split]
 
 
@@ -64,6 +73,11 @@ def r_peaks_path(data_path, split: str, detector: str) -> Path:
 def table_path(data_path, split: str) -> Path:
     """The table that says which record each row of a split is."""
     return Path(data_path) / f"{split}_records.csv"
+
+
+def phases_path(data_path, split: str) -> Path:
+    """The phase of the beat that each sample of a split of lesions is in, (L, 5000) uint8."""
+    return Path(data_path) / f"{split}_phases.npy"
 
 
 def details_path(data_path, split: str) -> Path:
@@ -166,9 +180,9 @@ def open_records(data_path, split: str, leads: int) -> Records:
 def open_labels(data_path, split: str, shape: tuple) -> np.ndarray:
     """The labels of a split, checked to have this shape and to be 0 or 1 with both present. Raises UserError.
 
-    A point of the benchmark may be EXCLUDED as well.
+    A point may be EXCLUDED as well.
     """
-    path, allowed = label_path(data_path, split), (0, 1, EXCLUDED) if split == "benchmark" else (0, 1)
+    path, allowed = label_path(data_path, split), (0, 1, EXCLUDED) if split in POINT_SPLITS else (0, 1)
     labels = load_npy(path)
     if labels.shape != shape:
         raise UserError(f"{path} has shape {labels.shape}, but {SIGNAL_FILES[split]} asks for {shape}; "
@@ -179,7 +193,7 @@ def open_labels(data_path, split: str, shape: tuple) -> np.ndarray:
     if sum(counts) != labels.size or 0 in counts[:2]:
         raise UserError(f"{path} holds {counts[0]} labels 0, {counts[1]} labels 1 and {labels.size - sum(counts)} "
                         f"that are none of {allowed}, expected 0 (normal) and 1 (abnormal)"
-                        f"{f', and {EXCLUDED} (excluded)' * (split == 'benchmark')} only, and both of the first two; "
+                        f"{f', and {EXCLUDED} (excluded)' * (split in POINT_SPLITS)} only, and both of the first two; "
                         "make it again with preprocess.py")
     return labels
 

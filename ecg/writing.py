@@ -23,6 +23,7 @@ def files_of(split: str) -> list:
     """The names of the files that preprocess.py writes of a split."""
     return [arrays.SIGNAL_FILES[split], *([arrays.LABEL_FILES[split]] if split in arrays.LABEL_FILES else []),
             *([arrays.details_path("", split).name] if split in arrays.NORMALISED_SPLITS else []),
+            *([arrays.phases_path("", split).name] if split in arrays.LESIONS_OF.values() else []),
             arrays.table_path("", split).name, *(arrays.r_peaks_path("", split, name).name
                                                  for name in arrays.R_PEAKS_FILES)]
 
@@ -40,13 +41,8 @@ def is_ours(path: Path, split: str, manifests: list) -> bool:
                 return "fingerprint" in stored
         except Exception:               # numpy and zipfile raise whatever a foreign file makes them trip over
             return False
-    for manifest in manifests:
-        entry = manifest["arrays"].get(split, {})
-        if "files" not in entry and is_ours(path.with_name(arrays.SIGNAL_FILES[split]), split, [manifest]):
-            return True                                     # a manifest from before it named every file
-        if path.is_file() and entry.get("files", {}).get(path.name) == sha256_of(path):
-            return True
-    return False
+    return path.is_file() and sha256_of(path) in [manifest["arrays"].get(split, {}).get("files", {}).get(path.name)
+                                                  for manifest in manifests]
 
 
 def require_replaceable(data_path: Path, splits):
@@ -107,9 +103,9 @@ class Staging:
         self.names.append(name)
         return self.folder / name
 
-    def stage_rows(self, name: str, dtype) -> RowWriter:
-        """The writer of an .npy file of this name, with rows of RECORD_SHAPE."""
-        self.writers.append(RowWriter(self.stage(name), RECORD_SHAPE, dtype))
+    def stage_rows(self, name: str, dtype, row_shape: tuple = RECORD_SHAPE) -> RowWriter:
+        """The writer of an .npy file of this name."""
+        self.writers.append(RowWriter(self.stage(name), row_shape, dtype))
         return self.writers[-1]
 
     def write(self, name: str, write):
@@ -150,45 +146,50 @@ class SplitWriter:
     def __init__(self, staging: Staging, split: str):
         self.staging, self.split, self.normalised = staging, split, split in arrays.NORMALISED_SPLITS
         self.signals = staging.stage_rows(arrays.SIGNAL_FILES[split], np.float32)
-        self.points = staging.stage_rows(arrays.LABEL_FILES[split], np.uint8) if split == "benchmark" else None
+        self.points = staging.stage_rows(arrays.LABEL_FILES[split], np.uint8) if split in arrays.POINT_SPLITS else None
+        self.phases_file = staging.stage_rows(arrays.phases_path("", split).name, np.uint8, RECORD_SHAPE[:1]
+                                              ) if split in arrays.LESIONS_OF.values() else None
         self.rows, self.r_peaks, self.low, self.high, self.phases = [], [], [], [], []
 
     def append(self, row: dict, filtered, r_peaks: dict, points=None, phases=None):
         """Add a record. The training set and the benchmark are stored normalised, as published.
 
-        row: of the table of records; filtered: (5000, 12) mV; r_peaks: by detector; points: of the benchmark, labels
-        (5000, 12), and phases where they are known.
+        row: of the table of records; filtered: (5000, 12) mV; r_peaks: by detector, the same ones for every record;
+        points: of arrays.POINT_SPLITS, labels (5000, 12), and phases where they are known: (5000, 12), of lesions
+        (5000,).
         """
         self.signals.append(normalize_leads(filtered) if self.normalised else filtered)
         if self.points:
             self.points.append(points)
         self.low.append(filtered.min(axis=0))
         self.high.append(filtered.max(axis=0))
-        if phases is not None:
+        if self.phases_file:
+            self.phases_file.append(phases)
+        elif phases is not None:
             self.phases.append(phases)
         self.r_peaks.append(r_peaks)
-        self.rows.append(row | {"r_peaks": len(r_peaks["heartpy"])})
+        self.rows.append(row | {"r_peaks": len(next(iter(r_peaks.values())))})
 
     def finish(self) -> dict:
         """Complete the array and stage its sidecars; returns the manifest's entry."""
         if not self.rows:
             raise UserError(f"no record for {arrays.SIGNAL_FILES[self.split]} is left; use more of the data set "
                             "(--limit, --benchmark_truth)")
-        self.signals.finish()
-        if self.points:
-            self.points.finish()
+        for writer in filter(None, (self.signals, self.points, self.phases_file)):
+            writer.finish()
         written = arrays.load_npy(self.staging.folder / arrays.SIGNAL_FILES[self.split])
         identity, table = arrays.fingerprint(written), pd.DataFrame(self.rows)
         contents = {arrays.table_path("", self.split): lambda file: file.write(table.to_csv(index=False).encode())}
         if self.normalised:
             contents[arrays.details_path("", self.split)] = lambda file: arrays.pack_details(
                 file, self.low, self.high, self.phases, identity)
-        elif self.split in arrays.LABEL_FILES:
+        elif self.split in arrays.LABEL_FILES and not self.points:
             contents[arrays.label_path("", self.split)] = lambda file: np.save(file, table["label"].to_numpy(np.uint8))
-        for detector in arrays.R_PEAKS_FILES:
+        for detector in self.r_peaks[0]:
             contents[arrays.r_peaks_path("", self.split, detector)] = lambda file, detector=detector: (
                 arrays.pack_r_peaks(file, [peaks[detector] for peaks in self.r_peaks], detector, identity))
         for path, write in contents.items():
             self.staging.write(path.name, write)
         return {"shape": list(written.shape), "fingerprint": identity,
-                "files": {name: sha256_of(self.staging.folder / name) for name in files_of(self.split)[1:]}}
+                "files": {name: sha256_of(self.staging.folder / name) for name in files_of(self.split)[1:]
+                          if name in self.staging.names}}

@@ -2,19 +2,22 @@
 import numpy as np
 
 from ecg.arrays import EXCLUDED
+from ecg.lesions import MAKERS
 from evaluation import charts, figures, metrics
 from evaluation.detection import Cohort
-from evaluation.localization import Benchmark, example_names
+from evaluation.lesions import figure_name
+from evaluation.localization import example_names
 from evaluation.numbers import GROUPINGS, best_rival, group_titles, name_entries, name_rivals
 
-GROUP_CHARTS = ("by_superclass", "by_statement", "by_diagnosis", "by_lead")
+GROUP_CHARTS = ("by_superclass", "by_statement", "by_diagnosis", "by_lead",
+                "lesions_within_record_and_phase", "lesions_within_record_and_lead")
 CHARTS = ("detection_curves", "score_histograms", *(f"auroc_{grouping}" for grouping in GROUP_CHARTS),
           "learning_curves")
 
 
 def figure_names() -> list:
     """The name of every figure that a report may have."""
-    return [*CHARTS, *(f"localization_{name}" for name in example_names())]
+    return [*CHARTS, *(f"localization_{name}" for name in example_names()), *map(figure_name, MAKERS)]
 
 
 def draw_detection(cohort: Cohort, scores: dict, entries: dict) -> dict:
@@ -45,18 +48,16 @@ def draw_groups(entries: dict, baselines: dict) -> dict:
     return drawn
 
 
-def draw_examples(benchmark: Benchmark, examples: list, unit: str, restorations: tuple, maps: np.ndarray) -> dict:
-    """{name: Figure} of the records that choose_examples chose.
+def draw_examples(titles: dict, lead_names: tuple, unit: str, labels: np.ndarray, restorations: tuple,
+                  maps: np.ndarray) -> dict:
+    """{name: Figure} of records that were chosen.
 
-    unit: of restorations, (ECGs, restored), (n, 4800, leads) each; maps: (n, 4800, leads).
+    titles: {name: title}, a record each; unit: of restorations, (ECGs, restored); these, labels and maps: (n, 4800,
+    leads) each, in the same order.
     """
-    drawn = {}
-    for (row, name, title), ecg, restored, scores in zip(examples, *restorations, maps):
-        labels = benchmark.labels[row]
-        truth = np.where(labels <= 1, labels, EXCLUDED).astype(np.uint8)
-        drawn[f"localization_{name}"] = figures.draw_record(figures.Example(
-            title, unit, benchmark.lead_names, ecg, restored, truth, scores))
-    return drawn
+    truth = np.where(labels <= 1, labels, EXCLUDED).astype(np.uint8)
+    return {name: figures.draw_record(figures.Example(title, unit, lead_names, *arrays))
+            for (name, title), *arrays in zip(titles.items(), *restorations, truth, maps)}
 
 
 def draw_training(history: list) -> dict:

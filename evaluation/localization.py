@@ -7,11 +7,11 @@ from dataloader import crop_global
 from ecg import ludb
 from ecg.arrays import load_details
 from ecg.signals import LEAD_NAMES
-from evaluation.metrics import MEASURES, Resamples
+from evaluation.metrics import Resamples
+from evaluation.places import average_places, rank_places
 from evaluation.points import PointRanking, rank_each
 from evaluation.splits import Split
 
-PHASES = {name: 1 + place for place, name in enumerate(ludb.PHASES) if name != "PQ"}    # those that are matched
 EXAMPLE_DIAGNOSES = 4                   # whose records are drawn, the most frequent ones
 RANKS = ("best", "median", "worst")     # of a diagnosis by the record's own AUROC: drawn are these
 
@@ -43,11 +43,11 @@ def open_benchmark(data_path, split: Split) -> Benchmark:
 
 
 def evaluate_localization(benchmark: Benchmark, maps: np.ndarray) -> dict:
-    """All of localization for one map: pooled, per record, phase-matched, by lead and by diagnosis."""
+    """All of localization for one map: pooled, per record, within a record, by lead and by diagnosis."""
     ranking = PointRanking(benchmark.labels, maps, benchmark.resamples)
-    return {"pooled": ranking.pool(measures=tuple(MEASURES)), "per_record": ranking.average_records(),
-            "phase_matched": None if benchmark.phases is None else ranking.match_phases(benchmark.phases, PHASES),
-            "by_lead": {lead: ranking.pool(np.arange(maps.shape[2]) == place)["auroc"]
+    places = average_places(rank_places(benchmark.labels, benchmark.phases, maps), benchmark.resamples)
+    return {**places, "pooled": ranking.pool(), "per_record": ranking.average_records(),
+            "by_lead": {lead: ranking.pool_part(np.arange(maps.shape[2]) == place)
                         for place, lead in enumerate(benchmark.lead_names)},
             "by_diagnosis": rank_diagnoses(benchmark, ranking)}
 
@@ -61,7 +61,7 @@ def rank_diagnoses(benchmark: Benchmark, ranking: PointRanking) -> dict:
             marked = np.stack([ludb.rule_marks(rule, phases, diagnoses)
                                for phases, diagnoses in zip(benchmark.phases, benchmark.diagnoses)])
             chosen = members[:, None, None] & (marked | (benchmark.labels == 0))
-            ranked[rule.key] = {"auroc": ranking.pool(chosen, marked)["auroc"], "records": int(members.sum()),
+            ranked[rule.key] = {"auroc": ranking.pool_part(chosen, marked), "records": int(members.sum()),
                                "title": rule.title}
     return ranked
 

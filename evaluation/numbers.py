@@ -1,68 +1,88 @@
 """All numbers of a report: each score's own, and what it is worth beside the best score without a network."""
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
 
 from dataloader import valid_beats
+from ecg.lesions import KINDS
 from evaluation import metrics
 from evaluation.detection import Cohort, evaluate_detection, open_cohort
+from evaluation.lesions import Lesions, Ranks, evaluate_lesions, open_lesions
 from evaluation.localization import Benchmark, evaluate_localization, open_benchmark
+from evaluation.places import PLACES
+from evaluation.trivial import OPPOSITES
 
+PARTS = ("detection", "localization", "lesions")        # of a score's numbers, each None where it has none
 # The AUROCs of the headline, and how results.json names their values.
-HEADLINES = {"detection": "detection_auroc", "localization_pooled": "localization_auroc_pooled",
-             "localization_per_record": "localization_auroc_per_record",
-             "localization_phase_matched": "localization_auroc_phase_matched"}
+HEADLINES = {"detection": "detection_auroc", **{f"{part}_{measure}": f"{part}_auroc_{measure}" for part in PARTS[1:]
+                                                for measure in ("pooled", *PLACES)}}
+BY_KIND = "lesions_"                                    # what the groupings of lesions by kind begin with
 GROUPINGS = {"within_age_bands": "Detection within age bands (years)",
              "by_superclass": "Detection by superclass, against all normals",
              "by_statement": "Detection by SCP statement, against all normals",
-             "by_diagnosis": "Localization by diagnosis", "by_lead": "Localization by lead",
-             "phase_matched": "Localization by phase of the beat, points of all records"}
+             f"{BY_KIND}within_record_and_phase": "Lesions by kind: which lead of this wave (within record and phase)",
+             f"{BY_KIND}within_record_and_lead": "Lesions by kind: which moment of this lead (within record and lead)",
+             f"{BY_KIND}per_record": "Lesions by kind: all points of a record, mean over records",
+             f"{BY_KIND}pooled": "Lesions by kind: points of all records",
+             "by_diagnosis": "Localization by diagnosis", "by_lead": "Localization by lead"}
 
 
 @dataclass
 class Truth:
-    """What scores are held against. splits: {name: Split}; benchmark: None where there is none."""
+    """What scores are held against. splits: {name: Split}; benchmark, lesions: None where there is none."""
     splits: dict
     cohort: Cohort
     benchmark: Benchmark | None
+    lesions: Lesions | None = None
 
 
 @dataclass
 class Scored:
     """What one protocol says. scores: {"test": (records,), "val": ...}; maps: (records, 4800, leads) or None.
 
-    detector: of its R peaks; seconds: {split: how long it took}.
+    detector: of its R peaks; seconds: {split: how long it took}; lesions: its maps of them, ranked, or None.
     """
     scores: dict
     maps: np.ndarray | None
     detector: str
     seconds: dict
+    lesions: Ranks | None = None
 
 
 def open_truth(data_path, splits: dict) -> Truth:
-    """The Truth of load_splits' splits."""
+    """The Truth of load_splits' splits, and of the lesions in the normals of the test set."""
     return Truth(splits, open_cohort(splits), open_benchmark(data_path, splits["benchmark"]) if "benchmark" in splits
-                 else None)
+                 else None, open_lesions(data_path, "test", splits["test"].records))
 
 
-def evaluate_baselines(truth: Truth, scores: dict, maps: dict) -> dict:
-    """{"detection": {name: numbers}, "localization": {name: numbers}} of scores and maps without a network, by name."""
-    detection = {name: evaluate_detection(truth.cohort, score) for name, score in scores.items()}
-    localization = {name: evaluate_localization(truth.benchmark, one) for name, one in maps.items()}
-    return {"detection": detection, **({"localization": localization} if maps else {})}
+def evaluate_baselines(truth: Truth, scores: dict, maps: dict, ranks: dict) -> dict:
+    """{name of PARTS: {name: numbers}} of what knows no network; maps in OPPOSITES count reversed, too.
+
+    scores: {name: {split: (records,)}}; maps: {name: (records, 4800, leads)}; ranks: {name: Ranks of the lesions}; a
+    part of which nothing is there is left out.
+    """
+    maps = maps | {OPPOSITES[name]: -one for name, one in maps.items() if name in OPPOSITES}
+    ranks = ranks | {OPPOSITES[name]: one.reversed() for name, one in ranks.items() if name in OPPOSITES}
+    baselines = {"detection": {name: evaluate_detection(truth.cohort, score) for name, score in scores.items()}}
+    if maps:
+        baselines["localization"] = {name: evaluate_localization(truth.benchmark, one) for name, one in maps.items()}
+    if ranks:
+        baselines["lesions"] = {name: evaluate_lesions(truth.lesions, one) for name, one in ranks.items()}
+    return baselines
 
 
 def evaluate(truth: Truth, scored: Scored, baselines: dict) -> dict:
     """The numbers of one protocol as results.json holds them."""
-    detection = evaluate_detection(truth.cohort, scored.scores)
-    localization = None if scored.maps is None else evaluate_localization(truth.benchmark, scored.maps)
-    headline = headline_estimates(detection, localization)
-    return {**{HEADLINES[number]: value and value["value"] for number, value in headline.items()},
-            "detection": detection, "localization": localization,
-            "beyond_trivial": beyond_trivial(detection, localization, baselines),
+    parts = {"detection": evaluate_detection(truth.cohort, scored.scores),
+             "localization": None if scored.maps is None else evaluate_localization(truth.benchmark, scored.maps),
+             "lesions": None if scored.lesions is None else evaluate_lesions(truth.lesions, scored.lesions)}
+    return {**{HEADLINES[number]: value and value["value"] for number, value in headline_estimates(parts).items()},
+            **parts, "beyond_trivial": beyond_trivial(parts, baselines),
             "counts": count_records(truth, scored.detector), "seconds": {
                 name: round(scored.seconds[split], 2) if split in scored.seconds else None
-                for name, split in (("detection", "test"), ("fold9", "val"), ("localization", "benchmark"))}}
+                for name, split in (("detection", "test"), ("fold9", "val"), ("localization", "benchmark"),
+                                    ("lesions", "lesions"))}}
 
 
 def count_records(truth: Truth, detector: str) -> dict:
@@ -74,7 +94,8 @@ def count_records(truth: Truth, detector: str) -> dict:
               "without_r_peak": sum(not len(positions) for positions in peaks),
               "without_valid_beat": without_valid_beat(peaks),
               "without_age": int(np.count_nonzero(np.isnan(test.table.get("age", np.zeros(0))))),
-              "benchmark_records": 0, "benchmark_records_with_both_classes": 0, "benchmark_without_valid_beat": 0}
+              "benchmark_records": 0, "benchmark_records_with_both_classes": 0, "benchmark_without_valid_beat": 0,
+              "lesions": {} if truth.lesions is None else dict(Counter(truth.lesions.kinds.tolist()))}
     if benchmark is None:
         return counts
     both = [bool((labels == 1).any() and (labels == 0).any()) for labels in truth.benchmark.labels]
@@ -87,13 +108,13 @@ def without_valid_beat(r_peaks: list) -> int:
     return sum(not valid_beats(positions)[1] for positions in r_peaks)
 
 
-def beyond_trivial(detection: dict, localization: dict | None, baselines: dict) -> dict:
+def beyond_trivial(parts: dict, baselines: dict) -> dict:
     """Each AUROC less the best trivial score's on the same records, paired.
 
     Returns {number: {"rival", "value": the rival's, "difference"}}, number a name of name_aurocs.
     """
     rivals, compared = name_rivals(baselines), {}
-    for number, value in name_aurocs(detection, localization).items():
+    for number, value in name_aurocs(parts).items():
         rival, best = best_rival(rivals, number)
         if value and best:
             compared[number] = {"rival": rival, "value": best, "difference": metrics.difference(value, best)}
@@ -102,8 +123,12 @@ def beyond_trivial(detection: dict, localization: dict | None, baselines: dict) 
 
 def name_rivals(baselines: dict) -> dict:
     """{name of a score without a network: its AUROCs by name} of evaluate_baselines."""
-    return ({name: name_aurocs(score, None) for name, score in baselines["detection"].items()}
-            | {name: name_aurocs(None, score) for name, score in baselines.get("localization", {}).items()})
+    named = {}
+    for part, scores in baselines.items():
+        for name, numbers in scores.items():
+            named.setdefault(name, {}).update({number: value for number, value in name_aurocs({part: numbers}).items()
+                                               if value is not None})
+    return named
 
 
 def best_rival(rivals: dict, number: str) -> tuple:
@@ -118,41 +143,48 @@ def beyond_parts(combined: dict, parts: dict) -> dict:
     return {name: metrics.difference(combined["auroc"], part["auroc"]) for name, part in parts.items()}
 
 
-def name_aurocs(detection: dict | None, localization: dict | None) -> dict:
-    """Every AUROC of one score by name: "detection", "by_superclass: MI", "within_age_bands: macro", ..."""
-    named = headline_estimates(detection, localization)
+def name_aurocs(parts: dict) -> dict:
+    """Every AUROC of one score by name: "detection", "by_superclass: MI", "lesions_per_record: t_wave", ...
+
+    parts: {name of PARTS: numbers or None}, others are ignored.
+    """
+    named = headline_estimates(parts)
     for grouping in GROUPINGS:
-        for name, value in (groups_of(detection, grouping) | groups_of(localization, grouping)).items():
+        for name, value in groups_of(parts, grouping).items():
             named[f"{grouping}: {name}"] = value and value.get("auroc", value)
     return named
 
 
-def groups_of(numbers: dict | None, grouping: str) -> dict:
-    """{group: its Estimate, or {"auroc", "records"}, or None} of a score's detection or localization."""
-    groups = (numbers or {}).get(grouping) or {}
+def groups_of(parts: dict, grouping: str) -> dict:
+    """{group: its Estimate, or {"auroc", "records"}, or None} of a score's parts."""
+    detection, localization, lesions = (parts.get(name) or {} for name in PARTS)
+    if grouping.startswith(BY_KIND):
+        return (lesions.get(grouping.removeprefix(BY_KIND)) or {}).get("by_kind", {})
+    groups = detection.get(grouping) or localization.get(grouping) or {}
     return {"macro": groups["macro"], **groups["bands"]} if "bands" in groups else groups
 
 
 def name_entries(entries: dict) -> dict:
     """{protocol: its AUROCs by name}. entries: as results.json holds them."""
-    return {name: name_aurocs(entry["detection"], entry["localization"]) for name, entry in entries.items()}
+    return {name: name_aurocs(entry) for name, entry in entries.items()}
 
 
 def group_titles(entries: dict, baselines: dict, grouping: str) -> dict:
     """{name of name_aurocs: title, with the records where they are known} of the groups of a grouping."""
-    scores = [entry[part] for entry in entries.values() for part in ("detection", "localization")]
-    scores += [score for part in baselines.values() for score in part.values()]
+    scores = [*entries.values(), *({part: score} for part, named in baselines.items() for score in named.values())]
     groups = next(filter(None, (groups_of(score, grouping) for score in scores)), {})
     return {f"{grouping}: {name}": f"{group.get('title', name)} ({group['records']} records)"
-            if group and "records" in group else name for name, group in groups.items()}
+            if group and "records" in group else KINDS.get(name, name) for name, group in groups.items()}
 
 
-def headline_estimates(detection: dict | None, localization: dict | None) -> dict:
+def headline_estimates(parts: dict) -> dict:
     """{key of HEADLINES: Estimate or None} of one score."""
-    of_maps = localization or {"pooled": {}, "per_record": {}, "phase_matched": None}
-    return {"detection": detection and detection["auroc"], "localization_pooled": of_maps["pooled"].get("auroc"),
-            "localization_per_record": of_maps["per_record"].get("auroc"),
-            "localization_phase_matched": (of_maps["phase_matched"] or {}).get("mean")}
+    named = {"detection": (parts.get("detection") or {}).get("auroc")}
+    for part in PARTS[1:]:
+        for measure in ("pooled", *PLACES):
+            value = (parts.get(part) or {}).get(measure)
+            named[f"{part}_{measure}"] = value and value.get("auroc", value)
+    return named
 
 
 def average_runs(runs: list) -> dict:

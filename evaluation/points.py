@@ -1,10 +1,40 @@
 """The ranking of the points of anomaly maps, for any part of them; intervals as in metrics.py, over patients."""
 import numpy as np
 
-from evaluation.metrics import MEASURES, Resamples, average, average_precision, count_by_score, estimate
+from evaluation.metrics import MEASURES, Estimate, Resamples, auroc, average_precision, count_by_score, estimate
 
-BINS = 1024                         # of equally many points, for the resamples alone; they move an AUROC by < 1e-4
+BINS = 2048                         # of equally many points, for parts and resamples; they move an AUROC by < 1e-4
 BINNING_SAMPLE = 1_000_000          # points that the bins are drawn from
+
+
+def bin_edges(scores: np.ndarray) -> np.ndarray:
+    """The edges between BINS bins that hold equally many of these scores, ascending."""
+    return np.unique(np.quantile(scores, np.linspace(0, 1, BINS + 1)[1:-1]))
+
+
+def resample_auroc(positive: np.ndarray, negative: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The resamples' AUROC (draws,) from histograms (records, bins), and how often a resample holds each record.
+
+    weights: (draws, records) float64. An AUROC counts pairs of points; the pairs of every two records are counted once,
+    and each resample weighs them.
+    """
+    some = positive.any(axis=1)
+    below = np.cumsum(negative, axis=1) - negative / 2
+    pairs = positive[some] @ below.T                                    # (records with positive points, records)
+    with np.errstate(invalid="ignore"):
+        return ((weights[:, some] @ pairs * weights).sum(axis=1)
+                / ((weights @ positive.sum(axis=1)) * (weights @ negative.sum(axis=1))))
+
+
+def pool_counts(positive: np.ndarray, negative: np.ndarray, rows: np.ndarray, resamples: Resamples) -> Estimate | None:
+    """AUROC over the points of a group of records together, by the bins alone.
+
+    positive, negative: counts (records, bins); rows: (records,) bool.
+    """
+    counts = [count[rows].astype(np.float64) for count in (positive, negative)]
+    patients = min(resamples.count(rows & count.any(axis=1)) for count in (positive, negative))
+    drawn = resample_auroc(*counts, resamples.weights[:, rows].astype(np.float64))
+    return estimate(auroc(*(count.sum(axis=0) for count in counts)), drawn, patients)
 
 
 class PointRanking:
@@ -19,7 +49,7 @@ class PointRanking:
         self.weights = resamples.weights.astype(np.float64)
         self.scored = labels <= 1
         sample = maps.reshape(-1)[np.random.default_rng(0).integers(0, maps.size, BINNING_SAMPLE)]
-        edges = np.unique(np.quantile(sample, np.linspace(0, 1, BINS + 1)[1:-1]))
+        edges = bin_edges(sample)
         self.bins = np.searchsorted(edges, maps.reshape(len(maps), -1), side="right").astype(np.uint16)
         self.number_of_bins = len(edges) + 1
 
@@ -29,31 +59,24 @@ class PointRanking:
         return np.stack([np.bincount(bins[mask], minlength=self.number_of_bins)
                          for bins, mask in zip(self.bins, chosen)]).astype(np.float64)
 
-    def _resample_auroc(self, positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
-        """The resamples' AUROC (draws,) from histograms (records, bins).
+    def pool(self) -> dict:
+        """{"auroc", "average_precision"} over all scored points of all records together."""
+        counts = [self._histograms(self.labels == kind) for kind in (1, 0)]
+        values = count_by_score(self.labels[self.scored] == 1, self.maps[self.scored])
+        patients = min(self.resamples.count(count.any(axis=1)) for count in counts)
+        drawn = {"auroc": resample_auroc(*counts, self.weights),
+                 "average_precision": average_precision(*(self.weights @ count for count in counts))}
+        return {name: estimate(measure(*values), drawn[name], patients) for name, measure in MEASURES.items()}
 
-        An AUROC counts pairs of points; the pairs of every two records are counted once, and each resample weighs them.
-        """
-        below = np.cumsum(negative, axis=1) - negative / 2
-        pairs = positive @ below.T                                                  # (records, records)
-        with np.errstate(invalid="ignore"):
-            return ((self.weights @ pairs * self.weights).sum(axis=1)
-                    / ((self.weights @ positive.sum(axis=1)) * (self.weights @ negative.sum(axis=1))))
-
-    def pool(self, chosen=True, positive=None, measures=("auroc",)) -> dict:
-        """AUROC, or all of measures, over all chosen points of all records together.
+    def pool_part(self, chosen, positive: np.ndarray | None = None) -> Estimate | None:
+        """AUROC over a part of the points of all records together, by the bins alone.
 
         chosen: mask that broadcasts to the maps; positive: which of them count as anomalous (default: as labelled).
         """
         chosen = self.scored & chosen
         positive = self.labels == 1 if positive is None else positive
-        counts = tuple(self._histograms(chosen & kind) for kind in (positive, ~positive))
-        values = count_by_score(positive[chosen], self.maps[chosen])
-        patients = min(self.resamples.count(count.any(axis=1)) for count in counts)
-        drawn = {"auroc": self._resample_auroc(*counts)}
-        if "average_precision" in measures:
-            drawn["average_precision"] = average_precision(*(self.weights @ count for count in counts))
-        return {name: estimate(MEASURES[name](*values), drawn[name], patients) for name in measures}
+        counts = [self._histograms(chosen & kind) for kind in (positive, ~positive)]
+        return pool_counts(*counts, np.full(len(self.labels), True), self.resamples)
 
     def average_records(self) -> dict:
         """Mean over records of their own AUROC and average precision, and the "records" with points of both kinds."""
@@ -67,15 +90,6 @@ class PointRanking:
         patients = self.resamples.count(both)
         return {**{name: estimate(own[:, column].mean(), drawn[:, column], patients)
                    for column, name in enumerate(MEASURES)}, "records": len(own)}
-
-    def match_phases(self, phases: np.ndarray, names: dict) -> dict:
-        """AUROC within one phase of the beat at a time, and their "mean" over the phases that have both kinds.
-
-        phases: (records, samples, leads); names: {phase: its value}. The place in the beat is worth nothing here; which
-        record and which lead is abnormal still is.
-        """
-        matched = {name: self.pool(phases == code)["auroc"] for name, code in names.items()}
-        return {**matched, "mean": average(list(matched.values()))}
 
 
 def rank_each(labels: np.ndarray, maps: np.ndarray) -> np.ndarray:

@@ -13,10 +13,25 @@ FACTS = ("split", "ecg_id", "patient_id", "age", "sex", "label", "superclasses",
 TRIVIAL = "trivial: "                   # what the columns of scores without a network begin with
 COLUMNS = {"detection": "detection", "within_age_bands: macro": "within age bands",
            "localization_pooled": "localization, pooled", "localization_per_record": "loc., per record"}
+OF_LESIONS = {"lesions_within_record_and_phase": "lesions: lead of wave",
+              "lesions_within_record_and_lead": "moment of lead", "lesions_per_record": "per record",
+              "lesions_pooled": "pooled"}
+WITHIN = {"localization_within_record_and_phase": "localization, within record and phase: which lead of this wave",
+          "localization_within_record_and_lead": "localization, within record and lead: which moment of this lead"}
 POINTS = {"sensitivity_90": "90 % sensitivity", "youden": "largest sensitivity + specificity"}
 HOW_SURE = ("AUROC in percent. Intervals are of 2,000 resamples of the patients; each holds with 95 % for its number "
             "alone: where many are compared at once, about one in twenty misses. *less*: the paired difference to the "
             "best score without a network on the same records, which stands in the last column.")
+HOW_PLACED = ("*Lesions* are implanted in normal ECGs, one in each, so the truth is exact (ecg/lesions.py). *Lead of "
+              "wave* (within record and phase): a marked point is held against the unmarked points of the same record "
+              "and wave. *Moment of lead* (within record and lead): against those of the same record and lead. A map "
+              "that is constant in a record has 50 % there. Both, and *per record*, are means over the kinds of lesion; "
+              "*pooled* is over all points of all records, those without a lesion too. The rival is one map in the "
+              "mean over kinds, and the best one for a kind in the tables by kind. Protocols that score every beat by "
+              "itself leave the lesions out: it would take many times as long.")
+RULES_MARK = ("The marks of LUDB's benchmark are rules: they mark whole waves, in many leads at once, from a diagnosis. "
+              "So pooled and per record tell which record and which wave more than which place. Within record and "
+              "phase asks for the place, and only records with a marked and an unmarked lead of a wave can answer.")
 
 
 def maps_file(protocol: str) -> str:
@@ -59,15 +74,18 @@ def percent(value: dict | None, sign: str = "") -> str:
 
 
 def print_report(entries: dict, baselines: dict, about: dict):
-    """Print the table and what stands behind it. baselines, about: as results.json holds them."""
-    best = [best_rival(name_rivals(baselines), number) for number in COLUMNS]
-    lines = {"AUROC, % [95 % interval]": COLUMNS.values()}
-    lines |= {name: [percent(values.get(number)) for number in COLUMNS] for name, values in
-              name_entries(entries).items()}
-    lines |= {"best without a network": [percent(value) for _, value in best], "": [name for name, _ in best]}
-    print()
-    for name, cells in lines.items():
-        print(f"{name:<26}" + "".join(f"{cell:<23}" for cell in cells).rstrip())
+    """Print the tables and what stands behind them. baselines, about: as results.json holds them."""
+    for title, columns in (("AUROC, % [95 % interval]", COLUMNS), ("implanted lesions", OF_LESIONS)):
+        best = [best_rival(name_rivals(baselines), number) for number in columns]
+        if columns is OF_LESIONS and "lesions" not in baselines:
+            continue
+        lines = {title: columns.values()}
+        lines |= {name: [percent(values.get(number)) for number in columns] for name, values in
+                  name_entries(entries).items() if columns is COLUMNS or values["lesions_pooled"]}
+        lines |= {"best without a network": [percent(value) for _, value in best], "": [name for name, _ in best]}
+        print()
+        for name, cells in lines.items():
+            print(f"{name:<26}" + "".join(f"{cell:<23}" for cell in cells).rstrip())
     print("\n".join(tell_counts(about["counts"]) + [tell_weights(about["checkpoint"])] * bool(entries)))
     if about["data"] and about["data"]["source"]["data_set"] == "simulated":
         print("data: simulated ECGs; these numbers say nothing about patients")
@@ -85,7 +103,15 @@ def write_markdown(entries: dict, baselines: dict, about: dict, drawn: list) -> 
     baselines, about: as results.json holds them; drawn: names of the figures.
     """
     header = [*(cell for name in entries for cell in (name, "less")), "best without a network"]
-    parts = ["# Report of test.py", table(["", *header], number_rows(entries, baselines, COLUMNS)), HOW_SURE]
+    titles = COLUMNS | (WITHIN if "localization" in baselines else {})
+    parts = ["# Report of test.py", table(["", *header], number_rows(entries, baselines, titles)), HOW_SURE]
+    parts += [RULES_MARK] * any(one["by_diagnosis"] for one in baselines.get("localization", {}).values())
+    if "lesions" in baselines:
+        names = {number: title.removeprefix("lesions: ") for number, title in OF_LESIONS.items()}
+        parts += ["## Implanted lesions", table(["", *header], number_rows(entries, baselines, names)), HOW_PLACED,
+                  table(["without a network", *names.values()], [
+                      [name, *(percent(values.get(number)) for number in names)]
+                      for name, values in name_rivals(baselines).items() if "lesions_pooled" in values])]
     parts += [f"{name} less {part}, detection: {percent(gap, '+')}" for name, entry in entries.items()
               for part, gap in entry.get("beyond_parts", {}).items()]
     parts += [*tell_counts(about["counts"]), *[tell_weights(about["checkpoint"])] * bool(entries),

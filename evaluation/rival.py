@@ -1,18 +1,24 @@
 """What is scored without a network, to hold beside it: trivial scores, and the rival of scoring/without_network.py."""
+import io
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from ecg.arrays import SIGNAL_FILES, VALIDATION_FOLD, Records, load_r_peaks, load_table, open_records, signal_path
 from ecg.signals import LEAD_NAMES
 from evaluation.detection import combine
+from evaluation.lesions import rank_lesions
 from evaluation.numbers import Scored, Truth, beyond_parts, evaluate, evaluate_baselines
 from evaluation.report import TRIVIAL, UNUSUAL_FILE, pack_csv
 from evaluation.splits import Split
 from evaluation.trivial import make_maps, score_people, score_signals
 from scoring import without_network
-from utils import UserError
+from utils import UserError, write_atomically
 
+FITTED_FILE = Path(__file__).resolve().parent.parent / "ckpt" / "no_network.npz"    # the rival fitted to PTB-XL
+NORMALS = "fold9_normals"               # in it: the scores of fold 9's normals, ascending
 NAME = "no network"                     # the rival in columns and in results.json
 COMBINED, NETWORK = "combined", "clean"  # the protocol of both together, and the network's part of it
 DETECTOR = "slope"                      # of the R peaks, for all of this
@@ -31,20 +37,31 @@ class Rivals:
 
 
 def score_rivals(data_path, truth: Truth) -> Rivals:
-    """Score the test records and fold 9 without a network, and localize in the benchmark. Raises UserError."""
+    """Score the test records and fold 9 without a network, and localize in benchmark and lesions. Raises UserError."""
     splits = [split for split in truth.splits.values() if split.name != "benchmark"]
     fitted, normals = fit_rival(data_path, splits[0].records.leads)
     columns = {}
     for split in splits:
         scores = score_signals(split.records, split.r_peaks[DETECTOR]) | score_people(split.table, normals)
         if fitted:
-            scores[NAME] = without_network.score(fitted, describe(split.records, split.r_peaks[DETECTOR]))
+            scores[NAME] = score_records(fitted, split.records, split.r_peaks[DETECTOR])
         for name, score in scores.items():
             columns.setdefault(name, {})[split.name] = score
     columns = {name: score for name, score in columns.items() if len(score) == len(splits)}
-    benchmark = truth.splits.get("benchmark")
-    maps = make_maps(benchmark.records, benchmark.r_peaks[DETECTOR]) if benchmark else {}
-    return Rivals(columns, evaluate_baselines(truth, columns, maps), fitted)
+    benchmark, lesions, maps, ranks = truth.splits.get("benchmark"), truth.lesions, {}, {}
+    if benchmark:
+        where = benchmark.records, benchmark.r_peaks[DETECTOR]
+        maps = make_maps(score_records(fitted, *where), *where, np.arange(len(benchmark.records)))
+    if lesions:
+        ranks = rank_lesions(lesions, partial(make_maps, score_records(fitted, lesions.records, lesions.r_peaks)))
+    return Rivals(columns, evaluate_baselines(truth, columns, maps, ranks), fitted)
+
+
+def score_records(fitted: dict | None, records: Records, r_peaks: list) -> np.ndarray | None:
+    """The rival's scores of records, or None where it was not fitted or nobody knows their mV."""
+    if fitted is None or not records.in_millivolts:
+        return None
+    return without_network.score(fitted, describe(records, r_peaks))
 
 
 def evaluate_all(truth: Truth, scored: dict, rivals: Rivals) -> tuple:
@@ -83,6 +100,36 @@ def fit_rival(data_path, leads: int) -> tuple:
     except UserError as error:
         print(f"the rival '{NAME}' is skipped: {error}")
         return None, table
+
+
+def save_rival(path, fitted: dict, normals: np.ndarray):
+    """Write the fitted rival and the scores of normals it was not fitted to, plain arrays in a .npz. Raises UserError."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **fitted, **{NORMALS: np.sort(normals)})
+    write_atomically(path, lambda target: target.write(file.getbuffer()))
+
+
+def load_rival(path) -> tuple:
+    """(the fitted rival, ascending scores of fold 9's normals) of save_rival's file. Raises UserError."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            fitted = dict(stored)
+        normals = fitted.pop(NORMALS)
+        without_network.score(fitted, np.ones((1, without_network.NAMED.start + len(without_network.NAMES))))
+        if not all(np.isfinite(values).all() for values in (normals, *fitted.values())):
+            raise ValueError("not finite")
+    except Exception as error:          # a damaged archive raises whatever it meets
+        raise UserError(f"{path} cannot be read as the score without a network ({type(error).__name__}); make it with "
+                        "python -m tools.fit_no_network, or fetch it again") from error
+    return fitted, normals
+
+
+def tell(measured: tuple) -> str:
+    """One of without_network.unusual as text: "T in V5 -0.12 mV (usual 0.08 to 0.61)"."""
+    lead, wave, value, unit, low, high, _ = measured
+    digits = 2 if unit == "mV" else 0
+    return (f"{wave}{'' if lead == 'all' else f' in {lead}'} {value:.{digits}f} {unit} (usual {low:.{digits}f} to "
+            f"{high:.{digits}f})")
 
 
 def describe(records: Records, r_peaks: list, rows=None) -> np.ndarray:

@@ -11,6 +11,9 @@ from ecg.arrays import Records
 from ecg.signals import SAMPLING_RATE, normalize_leads
 from scoring.passes import smooth_maps
 
+OPPOSITES = {"nearness to an R peak": "distance to an R peak", "|amplitude|": "small |amplitude|"}   # maps, reversed
+NEARNESS_SPREAD = 60                # samples: about the standard deviation of the distance to the nearest R peak
+
 
 def score_signals(records: Records, r_peaks: list) -> dict:
     """{name: (records,)}: the largest amplitude and the mean slope as stored, the rate and how irregular it is."""
@@ -47,19 +50,31 @@ def score_people(table: dict, normals: dict) -> dict:
     return scores
 
 
-def make_maps(records: Records, r_peaks: list) -> dict:
-    """Maps that know nothing of ECGs but where the R peaks are, {name: (records, 4800, leads)}.
+def make_maps(scores: np.ndarray | None, records: Records, r_peaks: list, rows: np.ndarray) -> dict:
+    """Maps that know nothing of ECGs but where the R peaks are, {name: (n, 4800, leads)} of rows of records.
 
-    r_peaks: of each record, those too near to an end for a beat included. Near an R peak (where there is none, a window
-    that is scored), steep, or far from the lead's median is anomalous; the last two are smoothed like the scores.
+    scores: (records,) of all records without a network, or None: then no map says which record is abnormal; r_peaks:
+    of every record. Near an R peak (where there is none, a window that is scored), steep, or far from the lead's median
+    is anomalous; the last two are smoothed like the networks' maps.
     """
-    def smooth(maps):
-        return smooth_maps(torch.from_numpy(maps)).numpy()
-    normalised = np.stack([normalize_leads(record) for record in records.iterate()]).astype(np.float32)
-    nearness = np.zeros_like(normalised)
-    for row, positions in enumerate(r_peaks):
-        positions = positions if len(positions) else valid_beats(positions)[0]
-        nearness[row] = -np.abs(np.arange(normalised.shape[1])[:, None] - positions).min(axis=1)[:, None]
-    return {"nearness to an R peak": crop_global(nearness),
-            "|slope|": smooth(crop_global(np.abs(np.gradient(normalised, axis=1)))),
-            "|amplitude|": smooth(crop_global(np.abs(normalised - np.median(normalised, axis=1, keepdims=True))))}
+    signals = np.stack([normalize_leads(record) for record in records.iterate(rows)]).astype(np.float32)
+    nearness = -np.stack([distance_to_r_peak(r_peaks[row], signals.shape[1]) for row in rows]).astype(np.float32)
+    nearness = np.broadcast_to(crop_global(nearness)[:, :, None], crop_global(signals).shape)
+    maps = {"nearness to an R peak": nearness, "|slope|": smooth(np.abs(np.gradient(signals, axis=1))),
+            "|amplitude|": smooth(np.abs(signals - np.median(signals, axis=1, keepdims=True)))}
+    if scores is not None:
+        of_rows = ((scores - scores.mean()) / max(scores.std(), 1e-12))[rows].astype(np.float32)[:, None, None]
+        maps["record's score"] = np.broadcast_to(of_rows, nearness.shape)
+        maps["nearness + record's score"] = nearness / NEARNESS_SPREAD + of_rows    # each with a deviation of about 1
+    return maps
+
+
+def distance_to_r_peak(r_peaks: np.ndarray, length: int) -> np.ndarray:
+    """Of each sample (length,) to the nearest R peak, those too near to an end for a beat included."""
+    positions = r_peaks if len(r_peaks) else valid_beats(r_peaks)[0]
+    return np.abs(np.arange(length)[:, None] - positions).min(axis=1)
+
+
+def smooth(maps: np.ndarray) -> np.ndarray:
+    """(n, 5000, leads), smoothed as the networks' maps are: (n, 4800, leads)."""
+    return smooth_maps(torch.from_numpy(crop_global(maps))).numpy()

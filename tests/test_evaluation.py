@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ecg import ludb
-from evaluation import detection, localization, numbers, report
+from evaluation import detection, localization, numbers
 from evaluation.metrics import Resamples
 
 
@@ -41,14 +41,6 @@ def test_detection_groups(splits, scores):
     infarction = found["by_superclass"]["MI"]
     assert infarction["auroc"]["value"] == pytest.approx(roc_auc_score(labels[chosen], of_test[chosen]))
     assert infarction["records"] == (classes == "MI").sum()
-
-
-def test_age_bands():
-    """A band holds its lower edge and not its upper one; unknown ages are in none."""
-    bands = detection.split_ages(np.array([0, 39.5, 40, 54, 55, 65, 74.9, 75, 90, np.nan]))
-    assert {name: np.flatnonzero(rows).tolist() for name, rows in bands.items()} == {
-        "0-40": [0, 1], "40-55": [2, 3], "55-65": [4], "65-75": [5, 6], "75-": [7, 8]}
-    assert detection.split_ages(None) == {} and detection.split_ages(np.array([np.nan])) == {}
 
 
 def test_operating_points_come_from_fold_9_alone(splits, scores):
@@ -102,8 +94,8 @@ def test_localization_groups(benchmark):
     chosen = septal | (benchmark.labels[:3] == 0)
     assert found["by_diagnosis"]["scar"]["auroc"]["value"] == pytest.approx(
         roc_auc_score(septal[chosen], maps[:3][chosen]), abs=1e-3)
-    assert found["phase_matched"]["P"] is None and found["phase_matched"]["QRS"] is not None    # QRS alone is marked
-    assert found["phase_matched"]["mean"]["value"] == found["phase_matched"]["QRS"]["value"]
+    assert found["per_record"]["records"] == 6 and found["within_record_and_lead"]["value"] > 0.6
+    assert found["within_record_and_phase"] is None         # QRS is marked in all leads, so no phase holds both kinds
 
 
 def test_examples_are_the_best_the_median_and_the_worst(benchmark):
@@ -122,10 +114,10 @@ def test_each_number_is_held_against_the_best_trivial_one(splits, scores):
     rng = np.random.default_rng(5)
     trivial = {"truth": {name: split.labels + 0.0 for name, split in splits.items()},
                "noise": {name: rng.normal(size=len(split.labels)) for name, split in splits.items()}}
-    baselines = numbers.evaluate_baselines(truth, trivial, {})
-    assert set(baselines["detection"]) == {"truth", "noise"} and "localization" not in baselines
+    baselines = numbers.evaluate_baselines(truth, trivial, {}, {})
+    assert set(baselines) == {"detection"} and set(baselines["detection"]) == {"truth", "noise"}
     own = detection.evaluate_detection(truth.cohort, scores)
-    beyond = numbers.beyond_trivial(own, None, baselines)
+    beyond = numbers.beyond_trivial({"detection": own}, baselines)
     for number, value in (("detection", own["auroc"]), ("by_superclass: MI", own["by_superclass"]["MI"]["auroc"]),
                           ("within_age_bands: macro", own["within_age_bands"]["macro"]),
                           ("by_statement: IMI", own["by_statement"]["IMI"]["auroc"])):
@@ -134,12 +126,3 @@ def test_each_number_is_held_against_the_best_trivial_one(splits, scores):
     assert beyond["detection"]["difference"]["high"] < 0
     parts = numbers.beyond_parts(own, baselines["detection"])
     assert parts["truth"] == beyond["detection"]["difference"] and parts["noise"]["low"] > 0
-
-
-def test_average_of_runs():
-    """Mean and sample standard deviation of the headline numbers, of the protocols that all runs have."""
-    def run(value, *protocols):
-        return {name: {**dict.fromkeys(numbers.HEADLINES.values()), "detection_auroc": value} for name in protocols}
-    found = numbers.average_runs([run(0.7, "clean", "paper"), run(0.8, "clean"), run(0.9, "combined", "clean")])
-    assert found == {"clean": {"detection_auroc": {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1)}}}
-    assert "80.0 ± 10.0 | - |" in report.average_table(found, ["1-a", "2-b", "3-c"])
