@@ -187,6 +187,9 @@ def test_lesions(reported):
         near, far = (results["baselines"][part][f"{name} an R peak"]["within_record_and_lead"]["value"]
                      for name in ("nearness to", "distance to"))
         assert near == pytest.approx(1 - far)
+    assert set(results["maps"]) == {"without network"}
+    gap = results["maps"]["without network"]["beyond_trivial"]["lesions_within_record_and_lead"]
+    assert gap["rival"] in rivals and "beat to beat" in rivals and "| without network | less |" in text
     assert "| P wave removed |" in text and "implanted lesions" in printed and "record's score" in rivals
     assert "lesion_p_loss.png" in results["files"] and "lesion_none.png" not in results["files"]
 
