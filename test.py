@@ -182,7 +182,8 @@ def report_run(folder: Path, run: Run, truth: Truth, rivals: rival.Rivals, about
         contents |= unusual | {f"{name}.{kind}": content for name, figure in drawn.items()
                                for kind, content in figures.pack(figure).items()}
     contents[report.SCORES_FILE] = report.pack_scores(truth.splits, columns)
-    contents[report.REPORT_FILE] = report.write_markdown(entries, rivals.baselines, rivals.maps, about, list(drawn)).encode()
+    text = report.write_markdown(entries, rivals.baselines, rivals.maps, about, list(drawn))
+    contents[report.REPORT_FILE] = text.encode()
     files.write_report(folder, contents, {**entries, "baselines": rivals.baselines, "maps": rivals.maps, **about})
     return entries, about
 

@@ -32,9 +32,8 @@ ROWS_AT_ONCE = 64
 class Rivals:
     """What test.py scores beside the network.
 
-    scores: {name: {split: (records,)}}; baselines: their numbers and those of single maps without a network; maps: those
-    of the maps that scoring/maps.py makes of them, or by its own network; fitted: the rival, or None where it could not
-    be fitted.
+    scores: {name: {split: (records,)}}; baselines: their numbers, and those of single maps without a network; maps: the
+    numbers of the maps in COMPOSED; fitted: the rival, or None where it could not be fitted.
     """
     scores: dict
     baselines: dict
@@ -121,7 +120,9 @@ def evaluate_all(truth: Truth, scored: dict, rivals: Rivals) -> tuple:
 
 
 def open_normals(data_path, leads: int) -> tuple:
-    """((records, R peaks of all of them, rows) of the normals of folds 1-8, or None with a word why; their table or {}).
+    """((records, R peaks of all of them, rows), the table or {}) of the normals of folds 1-8.
+
+    None in place of the first where nothing can be fitted to them, with a word why.
     """
     table = {}
     try:
