@@ -38,7 +38,7 @@ def windows(number: int, rng) -> tuple:
     ramp = np.minimum(rng.uniform(1.5, 6, number), half)
     share = np.clip((half[:, None] - np.abs(PLACES - centre[:, None])) / ramp[:, None] + 0.5, 0, 1)
     ends = np.clip([centre - half, centre + half], 0, len(PLACES) - 1).astype(int)
-    return (1 - np.cos(np.pi * share)) / 2, ends
+    return ((1 - np.cos(np.pi * share)) / 2).astype(np.float32), ends
 
 
 def some_leads(number: int, rng) -> np.ndarray:
@@ -61,14 +61,14 @@ def draw_changes(beats: np.ndarray, others: np.ndarray, rng) -> np.ndarray:
     """One change of each of beats (n, 103, 8), mV, others being as many of other normals: what is to be added."""
     n, each = len(beats), np.arange(len(beats))
     window, (first, last) = windows(n, rng)
-    slope = ((PLACES - first[:, None]) / np.maximum(last - first, 1)[:, None])[..., None]
+    slope = ((PLACES - first[:, None]) / np.maximum(last - first, 1)[:, None])[..., None].astype(np.float32)
     window = window[..., None]
     wave, other = (x - x[each, first][:, None] - slope * (x[each, last] - x[each, first])[:, None]
                    for x in (beats, others))
-    factor = np.where(rng.random(n) < 0.75, rng.uniform(-2.2, 0, n), rng.uniform(0.3, 1.2, n))[:, None, None]
+    factor = np.where(rng.random(n) < 0.75, rng.uniform(-2.2, 0, n), rng.uniform(0.3, 1.2, n))[:, None, None].astype(np.float32)
     size = np.exp(rng.uniform(*np.log(SIZES), n))[:, None] * rng.uniform(0.5, 1, (n, len(INDEPENDENT)))
     one_sign, signs = rng.choice([-1, 1], (n, 1)), rng.choice([-1, 1], size.shape)
-    bump = (size * np.where(rng.random((n, 1)) < 0.6, one_sign, signs))[:, None]
+    bump = (size * np.where(rng.random((n, 1)) < 0.6, one_sign, signs))[:, None].astype(np.float32)
     later = moved(wave * window, rng.integers(3, 13, n) * rng.choice([-1, 1], n)) - wave * window
     kind = rng.choice(4, n, p=(0.4, 0.3, 0.15, 0.15))[:, None, None]
     change = np.select([kind == 0, kind == 1, kind == 2], [wave * factor * window, bump * window,
@@ -80,7 +80,7 @@ def pass_high(changes: np.ndarray, rr: np.ndarray) -> np.ndarray:
     """The 1 Hz high-pass, there and back, of changes (n, 103, leads) that every beat repeats, RR interval rr (n,)."""
     spectrum = np.fft.rfft(changes, axis=1)
     hertz = np.arange(spectrum.shape[1]) / (len(PLACES) / 100 * np.clip(rr, 0.5, 1.6)[:, None])
-    gain = hertz ** 4 / (1 + hertz ** 4)
+    gain = (hertz ** 4 / (1 + hertz ** 4)).astype(np.float32)
     return np.fft.irfft(spectrum * gain[..., None], n=len(PLACES), axis=1)
 
 
@@ -93,7 +93,7 @@ def draw_batch(beats: np.ndarray, rr: np.ndarray, rng) -> tuple:
         change = draw_changes(normal + before, beats[rng.integers(0, len(beats), BATCH)], rng)
         before = before + change * (number >= drawn)[:, None, None]
     after = pass_high(before, intervals)
-    of_leads = before @ TO_TWELVE.T, after @ TO_TWELVE.T
+    of_leads = before @ TO_TWELVE.T.astype(np.float32), after @ TO_TWELVE.T.astype(np.float32)
     visible = (np.minimum(*of_leads) > VISIBLE) | (np.maximum(*of_leads) < -VISIBLE)
     jitter = rng.integers(-JITTER, JITTER + 1, BATCH) * (rng.random(BATCH) < JITTERED)
     arrays = moved(normal + after, jitter), moved(normal, jitter), intervals, moved(visible, jitter)
@@ -106,7 +106,7 @@ def train(beats: np.ndarray, rr: np.ndarray, steps: int, seed: int = 0) -> BeatR
     rng, started = np.random.default_rng(seed), time.process_time()
     scale = 2 * np.quantile(np.abs(beats).reshape(-1, beats.shape[2]), 0.99, axis=0)
     model = BeatRestorer(beats.mean(axis=0), beats.std(axis=0) + 0.01, scale)
-    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=WEIGHT_DECAY, fused=True)
     cosine = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / WARM_UP) * (1 + np.cos(np.pi * step / steps)) / 2)
     losses = []
@@ -132,7 +132,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", default="./data/", help="folder of the arrays (default %(default)s)")
     parser.add_argument("--save_path", default=str(WEIGHTS), help="where the weights go (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=5000, help=f"of {BATCH} beats (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=2000, help=f"of {BATCH} beats (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     require_writable(flags.save_path, is_folder=False)
