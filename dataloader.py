@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ecg.arrays import Records
+from ecg.arrays import Records, load_r_peaks, load_table, open_records
+from ecg.beats import open_beats
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, compute_trend
-from utils import PROCESSES, RANK, scale_minmax, undo_minmax
+from utils import PROCESSES, RANK, UserError, scale_minmax, undo_minmax
 
 PATCH_LENGTH = 48                                   # samples of a global mask's patch, 100 patches a recording
 FIRST_R, LAST_R = 200, 4400                         # a beat is valid where FIRST_R < R < LAST_R
@@ -18,6 +19,30 @@ EXPONENT, LINEAR_BELOW = 0.1, 0.005                 # of --input compand; in mV,
 SCALE_QUANTILE = 0.99                               # of |mV| in a lead; twice that becomes 1
 SCALE_RECORDS, SCALE_THINNING = 1000, 10            # evenly chosen records and every 10th sample tell it
 ROWS_AT_ONCE = 256                                  # while an array is copied to a device
+
+
+def choose_rows(fold_held_back: int | None, table: dict | None, records: int) -> np.ndarray:
+    """The rows of train.npy to train on. table: of its records, None where unknown. Raises UserError."""
+    if fold_held_back is None:
+        return np.arange(records)
+    if table is None or "fold" not in table:
+        raise UserError("--protocol clean and --input compand hold fold 9 back, but no train_records.csv tells the "
+                        "folds of train.npy; make the arrays with preprocess.py, or train with --protocol paper")
+    return np.flatnonzero(table["fold"] != fold_held_back)
+
+
+def open_training(data_path, leads: int, detector: str, fold_held_back: int | None, beats: str | None = None) -> tuple:
+    """(records, their table or None, the rows to train on, the R peaks of every row). Raises UserError.
+
+    Of train.npy, less a fold; with beats, a split of beats.SPLITS, of MIT-BIH's windows, where R peaks are annotated.
+    """
+    if beats:
+        of_mitbih = open_beats(data_path, leads)
+        return of_mitbih.records, None, *of_mitbih.training_windows(beats)
+    records = open_records(data_path, "train", leads)
+    table = load_table(data_path, "train", records)
+    rows = choose_rows(fold_held_back, table, len(records))
+    return records, table, rows, load_r_peaks(data_path, "train", records, detector)
 
 
 def valid_beats(r_peaks: np.ndarray) -> tuple:

@@ -31,6 +31,8 @@ TREND_LAG = 5                               # samples, 10 ms at 500 Hz
 # one ends; or one a lead, outside Tanh and only kept from overflow.
 UNCERTAINTIES = ("log_variance", "constant", "free")
 CONSTANT_LOGVAR, LARGEST_LOGVAR = -1.0, 10.0
+# What a network may leave out (the paper's ablations), but not both of the first two.
+PARTS = ("global", "local", "cross_attention", "trend")
 
 # A checkpoint of others may hold its metrics as numpy scalars, harmless but refused by weights_only on their own.
 NUMPY_SCALARS = [np.dtype, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"), np._core.multiarray.scalar,
@@ -41,14 +43,13 @@ HISTORY = ("epoch", "loss", "loss_global", "loss_local", "loss_trend", "lr", "va
 
 def build_encoder(leads: int, hidden: int) -> nn.Sequential:
     """Convolutions from (B, leads, 1, samples) to (B, hidden, 1, samples / 32 - 14)."""
-    layers, inputs = [], leads
-    for width in WIDTHS:
+    layers = []
+    for inputs, width in zip((leads, *WIDTHS), WIDTHS):
         layers.append(nn.Conv2d(inputs, width, kernel_size=(1, 4), stride=(1, 2), padding=(0, 1), bias=False))
-        if inputs != leads:                                   # no BatchNorm after the first convolution
+        if len(layers) > 1:                                   # no BatchNorm after the first convolution
             layers.append(nn.BatchNorm2d(width))
         layers.append(nn.LeakyReLU(0.2, inplace=True))
-        inputs = width
-    layers.append(nn.Conv2d(inputs, hidden, (1, TOKEN_KERNEL), bias=False))
+    layers.append(nn.Conv2d(WIDTHS[-1], hidden, (1, TOKEN_KERNEL), bias=False))
     return nn.Sequential(*layers)
 
 
@@ -60,6 +61,11 @@ def build_decoder(hidden: int, outputs: int) -> nn.Sequential:
         layers += [nn.BatchNorm2d(width), nn.ReLU(inplace=True),
                    nn.ConvTranspose2d(width, following, kernel_size=(1, 4), stride=(1, 2), padding=(0, 1), bias=False)]
     return nn.Sequential(*layers)
+
+
+def build_mlp(inputs: int, inside: int, outputs: int) -> nn.Sequential:
+    """Two layers along the tokens: (B, hidden, inputs) -> (B, hidden, outputs)."""
+    return nn.Sequential(nn.Linear(inputs, inside), nn.ReLU(), nn.Linear(inside, outputs))
 
 
 class TokenNorm(nn.Module):
@@ -76,36 +82,50 @@ class TokenNorm(nn.Module):
         return self.weight * (x - mean) / (deviation + self.eps) + self.bias
 
 
+def choose_parts(branches: str = "both", cross_attention: int = 1, trend: int = 1) -> tuple:
+    """PARTS less what these flags of train.py switch off. branches: "both", "global" or "local"."""
+    absent = {"both": None, "global": "local", "local": "global"}[branches]
+    chosen = dict.fromkeys(PARTS, True) | {"cross_attention": cross_attention, "trend": trend}
+    return tuple(part for part in PARTS if chosen[part] and part != absent)
+
+
 class MCF(nn.Module):
     """The cross-restoration network (paper, Fig. 2).
 
-    enc_in: leads of a record. hidden: channels of a token. uncertainty: of UNCERTAINTIES. 7,085,779 parameters at the
-    defaults. `input` says how records become its input: {"kind": "minmax"}, or {"kind": "compand", "exponent": p,
-    "linear_below": mV, "scale": [mV of each lead that become 1]}, see dataloader.Normalisation.
+    enc_in: leads of a record. hidden: channels of a token. uncertainty: of UNCERTAINTIES. parts: of PARTS; what is left
+    out has no weights and no output, all else stays. 7,085,779 parameters at the defaults. `input` says how records
+    become its input: {"kind": "minmax"}, or {"kind": "compand", "exponent": p, "linear_below": mV, "scale": [mV of each
+    lead that become 1]}, see dataloader.Normalisation.
     """
 
-    def __init__(self, enc_in: int = LEADS, hidden: int = 50, uncertainty: str = "log_variance"):
+    def __init__(self, enc_in: int = LEADS, hidden: int = 50, uncertainty: str = "log_variance", parts=PARTS):
         super().__init__()
         if hidden % 2:
             raise ValueError(f"hidden must be even (two attention heads), not {hidden}")
         if uncertainty not in UNCERTAINTIES:
             raise ValueError(f"uncertainty must be one of {UNCERTAINTIES}, not {uncertainty}")
-        self.leads, self.hidden, self.uncertainty = enc_in, hidden, uncertainty
+        if not set(parts) <= set(PARTS) or not {"global", "local"} & set(parts):
+            raise ValueError(f"parts must be some of {PARTS}, and one of the first two among them, not {parts}")
+        self.leads, self.hidden, self.uncertainty, self.parts = enc_in, hidden, uncertainty, tuple(parts)
         self.input = {"kind": "minmax"}
         logvars = {"log_variance": 1, "constant": 0, "free": enc_in}[uncertainty]
-        self.global_encoder = build_encoder(enc_in, hidden)
-        self.local_encoder = build_encoder(enc_in, hidden)
-        self.trend_encoder = build_encoder(enc_in, hidden)
-        self.global_decoder = build_decoder(hidden, enc_in + logvars)
-        self.local_decoder = build_decoder(hidden, enc_in + logvars)
-        self.trend_decoder = build_decoder(2 * hidden, enc_in)
-        self.attention = nn.MultiheadAttention(hidden, num_heads=2, dropout=0.1, batch_first=True)
-        self.initialise_attention()
-        self.dropout = nn.Dropout(0.1)
-        self.norm = TokenNorm(hidden)
-        tokens = GLOBAL_TOKENS + 1
-        self.global_mlp = nn.Sequential(nn.Linear(tokens, 4 * tokens), nn.ReLU(), nn.Linear(4 * tokens, GLOBAL_TOKENS))
-        self.local_mlp = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.ReLU(), nn.Linear(2 * tokens, 1))
+        tokens = GLOBAL_TOKENS * ("global" in parts) + ("local" in parts)
+
+        def build(part, layers, *sizes):
+            return layers(*sizes) if part in parts else None
+        self.global_encoder = build("global", build_encoder, enc_in, hidden)
+        self.local_encoder = build("local", build_encoder, enc_in, hidden)
+        self.trend_encoder = build("trend", build_encoder, enc_in, hidden)
+        self.global_decoder = build("global", build_decoder, hidden, enc_in + logvars)
+        self.local_decoder = build("local", build_decoder, hidden, enc_in + logvars)
+        self.trend_decoder = build("trend", build_decoder, hidden * (1 + ("global" in parts)), enc_in)
+        self.attention = None
+        if "cross_attention" in parts:
+            self.attention = nn.MultiheadAttention(hidden, num_heads=2, dropout=0.1, batch_first=True)
+            self.initialise_attention()
+            self.dropout, self.norm = nn.Dropout(0.1), TokenNorm(hidden)
+            self.global_mlp = build("global", build_mlp, tokens, 4 * tokens, GLOBAL_TOKENS)
+            self.local_mlp = build("local", build_mlp, tokens, 2 * tokens, 1)
         for layer in self.modules():
             if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and layer.kernel_size[1] == TOKEN_KERNEL:
                 layer.to(memory_format=torch.channels_last)
@@ -116,25 +136,40 @@ class MCF(nn.Module):
         for parameter in self.attention.parameters():
             nn.init.uniform_(parameter, -limit, limit)
 
-    def encode_signal(self, encoder: nn.Sequential, signal):
+    def encode_signal(self, encoder: nn.Sequential | None, signal):
         """(B, samples, leads) -> tokens (B, hidden, samples / 32 - 14): 4800 samples give 136, 480 give 1."""
-        return encoder(signal.transpose(1, 2).contiguous().unsqueeze(2)).squeeze(2)
+        return None if encoder is None else encoder(signal.transpose(1, 2).contiguous().unsqueeze(2)).squeeze(2)
 
     def cross_attend(self, global_tokens, local_tokens):
-        """Let the recording and the beat inform each other: (B, hidden, 136), (B, hidden, 1) -> the same shapes."""
-        tokens = torch.cat([global_tokens, local_tokens], dim=2).transpose(1, 2)          # (B, 137, hidden)
+        """Let the recording and the beat inform each other: (B, hidden, 136), (B, hidden, 1) -> the same shapes.
+
+        Where one is left out (None) the other's tokens inform each other.
+        """
+        if self.attention is None:
+            return global_tokens, local_tokens
+        tokens = join_tokens(global_tokens, local_tokens, dim=2).transpose(1, 2)          # (B, 137, hidden)
         attended, _ = self.attention(tokens, tokens, tokens, need_weights=False)
         tokens = self.norm(tokens + self.dropout(attended)).transpose(1, 2)               # (B, hidden, 137)
-        return global_tokens + self.global_mlp(tokens), local_tokens + self.local_mlp(tokens)
+        return (None if global_tokens is None else global_tokens + self.global_mlp(tokens),
+                None if local_tokens is None else local_tokens + self.local_mlp(tokens))
 
-    def restore_signal(self, decoder: nn.Sequential, tokens):
+    def restore_signal(self, decoder: nn.Sequential | None, tokens):
         """Tokens -> (restored (B, samples, leads), log-variance (B, samples, 1)), of the trend's decoder unused."""
+        if decoder is None:
+            return None
         features, device = decoder[0](tokens.unsqueeze(2)).contiguous(), tokens.device.type     # (B, 512, 1, 150)
         features = decoder[1:-1](features)
         # bfloat16 would round most log-variances to -1, where Tanh has no gradient
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             output = decoder[-1](features.float())
         return self.read_output(output.squeeze(2).transpose(1, 2))
+
+    def restore_trend(self, global_tokens, trend):
+        """The signal (B, 4800, leads) from its trend, of that shape, and the recording's tokens."""
+        if self.trend_encoder is None:
+            return None
+        tokens = join_tokens(global_tokens, self.encode_signal(self.trend_encoder, trend), dim=1)
+        return self.restore_signal(self.trend_decoder, tokens)[0]
 
     def read_output(self, output):
         """A decoder's last layer (B, samples, channels) -> (restored, log-variance) as restore_signal gives them."""
@@ -151,14 +186,17 @@ class MCF(nn.Module):
 
         masked_global: (B, 4800, leads), masked_local: (B, 480, leads), trend: (B, 4800, leads).
         Returns ((restored_global, logvar_global), (restored_local, logvar_local), restored_trend), shaped like the
-        inputs, the log-variances (B, samples, 1).
+        inputs, the log-variances (B, samples, 1); None in the place of what the network leaves out.
         """
         global_tokens, local_tokens = self.cross_attend(self.encode_signal(self.global_encoder, masked_global),
                                                         self.encode_signal(self.local_encoder, masked_local))
-        trend_tokens = self.encode_signal(self.trend_encoder, trend)
-        restored_trend, _ = self.restore_signal(self.trend_decoder, torch.cat([global_tokens, trend_tokens], dim=1))
         return (self.restore_signal(self.global_decoder, global_tokens),
-                self.restore_signal(self.local_decoder, local_tokens), restored_trend)
+                self.restore_signal(self.local_decoder, local_tokens), self.restore_trend(global_tokens, trend))
+
+
+def join_tokens(one, other, dim: int):
+    """Both tokens joined along a dimension, or the one that there is."""
+    return torch.cat([tokens for tokens in (one, other) if tokens is not None], dim=dim)
 
 
 def compute_trend(signal):
@@ -176,12 +214,15 @@ def restoration_errors(outputs, ecg, beat):
     """The three error maps that both the loss and the score average.
 
     outputs: what MCF returns; ecg: (B, 4800, leads) and beat: (B, 480, leads), unmasked.
-    Returns exp(-s_g) e_g, exp(-s_l) e_l and e_t, shaped like ecg, beat and ecg (paper, eq. 3 and 4).
+    Returns exp(-s_g) e_g, exp(-s_l) e_l and e_t, shaped like ecg, beat and ecg (paper, eq. 3 and 4); 0 for what the
+    network leaves out.
     """
-    (restored_global, logvar_global), (restored_local, logvar_local), restored_trend = outputs
-    return (torch.exp(-logvar_global) * (restored_global - ecg).square(),
-            torch.exp(-logvar_local) * (restored_local - beat).square(),
-            (restored_trend - ecg).square())
+    def weighted(restored, truth):
+        return torch.zeros_like(truth) if restored is None else (
+            torch.exp(-restored[1]) * (restored[0] - truth).square())
+    of_global, of_local, restored_trend = outputs
+    return (weighted(of_global, ecg), weighted(of_local, beat),
+            torch.zeros_like(ecg) if restored_trend is None else (restored_trend - ecg).square())
 
 
 def forward_loss(outputs, ecg, beat) -> dict:
@@ -189,11 +230,10 @@ def forward_loss(outputs, ecg, beat) -> dict:
 
     Arguments as restoration_errors. Returns {"global", "local", "trend", "loss"}: scalars, loss the sum of the others.
     """
-    error_global, error_local, error_trend = restoration_errors(outputs, ecg, beat)
-    (_, logvar_global), (_, logvar_local), _ = outputs
-    terms = {"global": error_global.mean() + logvar_global.mean(),
-             "local": error_local.mean() + logvar_local.mean(),
-             "trend": error_trend.mean()}
+    terms = dict(zip(("global", "local", "trend"), (error.mean() for error in restoration_errors(outputs, ecg, beat))))
+    for term, restored in zip(terms, outputs[:2]):
+        if restored is not None:
+            terms[term] = terms[term] + restored[1].mean()
     return {**terms, "loss": sum(terms.values())}
 
 
@@ -219,11 +259,12 @@ def translate_published(state: dict) -> dict:
 def save_checkpoint(path, model: MCF, **facts):
     """Write weights with what is known of them, atomically: plain types and tensors only. Raises UserError.
 
-    facts: config, epoch, metrics, ... under these names beside "model_state_dict", "input" and "uncertainty".
+    facts: config, epoch, metrics, ... under these names beside "model_state_dict", "input", "uncertainty" and "parts".
     """
     whole = io.BytesIO()                # torch.save to a file says nothing of the disk when it is full
     torch.save({"model_state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
-                "input": model.input, "uncertainty": model.uncertainty, **facts}, whole)
+                "input": model.input, "uncertainty": model.uncertainty, "parts": list(model.parts),
+                **facts}, whole)
     write_atomically(path, lambda file: file.write(whole.getbuffer()))
 
 
@@ -252,8 +293,9 @@ def load_checkpoint(path) -> tuple:
         if "lead_scale" in facts:
             raise UserError(f"{path} was trained with --normalization scale, which is no more; train it again with "
                             "--input compand")
-        model = MCF(state["global_encoder.0.weight"].shape[1], state["global_encoder.14.weight"].shape[0],
-                    facts.pop("uncertainty", "log_variance"))
+        encoder = "global_encoder" if "global_encoder.0.weight" in state else "local_encoder"
+        model = MCF(state[f"{encoder}.0.weight"].shape[1], state[f"{encoder}.14.weight"].shape[0],
+                    facts.pop("uncertainty", "log_variance"), facts.pop("parts", PARTS))
         if absent := sorted(model.state_dict().keys() - state.keys()):
             raise KeyError(absent[0])
         model.load_state_dict(state)

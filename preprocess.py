@@ -4,6 +4,7 @@
     python preprocess.py --ptbxl_path ./ptb-xl --sampling_rate 100                 # the small download, nearly the same
     python preprocess.py --ptbxl_path ./ptb-xl --sampling_rate 500 --allow_missing # whatever part is there
     python preprocess.py --ludb_path ./ludb                                        # the localization benchmark
+    python preprocess.py --mitdb_path ./mitdb                                      # beats of MIT-BIH
     python preprocess.py --lesions 1                                               # lesions, from the arrays in ./data/
     python preprocess.py --download ./ptb-xl --download_ludb ./ludb --sampling_rate 100     # from nothing, all of it
 
@@ -30,7 +31,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from ecg import arrays, download, ludb, ptbxl, signals
+from ecg import arrays, download, ludb, mitbih, ptbxl, signals
 from ecg.lesions import KINDS, implant_some
 from ecg.r_peaks import find_r_peaks_by_heartpy, find_r_peaks_by_slope
 from ecg.wfdb_files import read_record
@@ -42,9 +43,10 @@ MOST_WORKERS = 10                                      # by default: 0.12 GB eac
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    data = parser.add_argument_group("data, at least one of --ptbxl_path, --ludb_path and --lesions 1")
+    data = parser.add_argument_group("data, at least one of the first three or --lesions 1")
     data.add_argument("--ptbxl_path", help="folder with ptbxl_database.csv and records100 or records500")
     data.add_argument("--ludb_path", help="folder of LUDB, with RECORDS and data: makes the localization benchmark")
+    data.add_argument("--mitdb_path", help="folder of the MIT-BIH arrhythmia database: makes beats, for --beats")
     data.add_argument("--data_path", default="./data/", help="folder for the arrays (default %(default)s)")
     data.add_argument("--sampling_rate", type=int, choices=sorted(ptbxl.FILE_COLUMN), default=500,
                       help="which of PTB-XL's two sets of files to read, in Hz (default %(default)s)")
@@ -303,8 +305,10 @@ def main():
     commit, arguments = git_commit(), parse_arguments()
     data_path, rate, workers = Path(arguments.data_path), arguments.sampling_rate, arguments.workers
     ptbxl_path, ludb_path = arguments.ptbxl_path or arguments.download, arguments.ludb_path or arguments.download_ludb
-    if not (ptbxl_path or ludb_path or arguments.lesions):
-        raise UserError("no data set is named; give --ptbxl_path, --ludb_path or both, --download, or --lesions 1")
+    mitdb_path = arguments.mitdb_path or arguments.download_mitdb
+    if not (ptbxl_path or ludb_path or mitdb_path or arguments.lesions):
+        raise UserError("no data set is named; give --ptbxl_path, --ludb_path or --mitdb_path, --download, or "
+                        "--lesions 1")
     if arguments.benchmark_truth and (ludb_path or not ptbxl_path):
         raise UserError("--benchmark_truth makes the benchmark from PTB-XL; give it with --ptbxl_path and without "
                         "--ludb_path")
@@ -327,16 +331,19 @@ def main():
         manifest = surviving(arrays.load_manifest(data_path) or {}, data_path, names)
         return write_all(data_path, manifest, write)
     manifest, truth = {}, {}
+    for name in ("download", "download_ludb", "download_mitdb"):
+        if folder := getattr(arguments, name):
+            download.fetch(name, Path(folder), rate, arguments.base_url, arguments.connections)
+    if mitdb_path:
+        mitbih.write(mitdb_path, data_path, arguments.limit)
     if splits:
-        for name in ("download", "download_ludb"):
-            if folder := getattr(arguments, name):
-                download.fetch(name, Path(folder), rate, arguments.base_url, arguments.connections)
         truth = load_marked_points(arguments.benchmark_truth)
         manifest = publish(splits, data_sets_writer(arguments, ptbxl_path, ludb_path, truth, about))
     if lesions:
         manifest = publish(list(lesions.values()), lambda staging: {**write_lesions(
             staging, data_path, lesions, arguments.limit, workers), "lesions": about})
-    print_manifest(manifest, [*splits, *lesions.values()], len(truth))
+    if manifest:
+        print_manifest(manifest, [*splits, *lesions.values()], len(truth))
 
 
 if __name__ == "__main__":

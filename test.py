@@ -5,6 +5,7 @@
     python test.py --load_path ckpt/seed0/model.pt ckpt/seed1/model.pt ckpt/seed2/model.pt    # mean and deviation
     python test.py --protocol none                                             # the scores without a network alone
     python test.py --load_path ./ckpt/mymodel.pt --record one.hea two.csv      # recordings of one's own
+    python test.py --load_path ./b/model.pt --beats between --dims 2           # MIT-BIH's beats
 
 Prints the AUROCs with their intervals, and writes report.md, results.json, detection_scores.csv and the figures; with
 --save_maps 1 the localization maps too. Where fold 9 is there it is scored too, and sets the operating points. Where
@@ -19,9 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ecg import beats
 from ecg.arrays import Records
 from ecg.signals import LEAD_NAMES
-from evaluation import drawing, figures, files, numbers, provenance, recordings, report, rival
+from evaluation import beats_report, drawing, figures, files, numbers, provenance, recordings, report, rival
 from evaluation.lesions import Lesions, choose_lesions, rank_lesions
 from evaluation.localization import choose_examples
 from evaluation.numbers import Scored, Truth
@@ -29,7 +31,7 @@ from evaluation.places import THINNING
 from evaluation.splits import load_splits
 from model import MCF, load_checkpoint
 from scoring.passes import Scorer
-from scoring.protocols import PROTOCOLS, protocols_for
+from scoring.protocols import CLEAN, PROTOCOLS, protocols_for
 from utils import (PROCESSES, RANK, UserError, add_published_flags, check_published_flags, choose_device, git_commit,
                    require_writable, run, start_processes, stop_processes, versions)
 
@@ -52,6 +54,8 @@ def parse_arguments() -> argparse.Namespace:
                            "windows of each recording are drawn, the most anomalous ones (default 10)")
     reporting.add_argument("--fold9", type=int, choices=(0, 1), default=1, help="0: leave fold 9 out, and with it the "
                            "operating points and combined; saves half the time")
+    reporting.add_argument("--beats", choices=beats.SPLITS, help="score MIT-BIH's beats in place of records, by a "
+                           "network that train.py --beats trained on this split; set --dims 2")
     own = parser.add_argument_group("recordings of one's own")
     own.add_argument("--record", nargs="+", metavar="FILE", help="score these instead of the test set: WFDB records or "
                      ".csv files, as ecg/recording_files.py reads them")
@@ -196,6 +200,24 @@ def report_average(folder: Path, names: list, runs: list, about: dict):
     print(f"\n{text}")
 
 
+def report_on_beats(arguments: argparse.Namespace, output: Path):
+    """Score MIT-BIH's beats by the first checkpoint, under the protocol clean. Raises UserError."""
+    require_writable(output)
+    files.require_ours(output, [report.REPORT_FILE, beats_report.SCORES_FILE])
+    of_mitbih = beats.open_beats(arguments.data_path, arguments.dims)
+    path = arguments.load_path[0] if arguments.load_model else None
+    model, checkpoint = load_network(path, arguments.dims, arguments.hidden, arguments.seed)
+    trained = (checkpoint["config"] or {"beats": arguments.beats}).get("beats")
+    if trained != arguments.beats:
+        raise UserError(f"{path} was trained on {f'--beats {trained}' if trained else 'records'}, not on --beats "
+                        f"{arguments.beats}; name another checkpoint, or its own --beats")
+    device = choose_device(arguments.device, arguments.amp)
+    about = {"checkpoint": checkpoint, "mask_ratio": arguments.mask_ratio, "versions": versions(),
+             "device": str(device), "amp": arguments.amp, "commit": git_commit()}
+    scorer = Scorer(model.to(device).eval(), CLEAN, arguments.mask_ratio, arguments.amp)
+    beats_report.report_beats(scorer, of_mitbih, arguments.beats, output, about)
+
+
 def main():
     git_commit()
     arguments = parse_arguments()
@@ -203,6 +225,9 @@ def main():
     if arguments.record:
         recordings.score_recordings(arguments.record, arguments.load_path[0], output,
                                     recordings.settings_of(arguments, protocol_names))
+        return
+    if arguments.beats:
+        report_on_beats(arguments, output)
         return
     with_figures = arguments.figures != 0
     paths = arguments.load_path if arguments.load_model else [None]

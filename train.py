@@ -3,6 +3,7 @@
     python train.py --data_path ./data/ --save_model 1 --save_path ./ckpt/mymodel_new.pt      # as published
     python train.py --protocol clean --select val --save_path ./ckpt/clean/model.pt           # fold 9 held back
     python train.py --input compand --epochs 4 --epoch_records 400 --batch_size 8 --lr 1e-3 --save_path ./c/model.pt
+    python train.py --beats between --dims 2 --input compand --epochs 4 --epoch_records 800 --save_path ./b/model.pt
     torchrun --nproc_per_node=4 train.py --save_path ./ckpt/mymodel_new.pt                    # four GPUs
 
 As published: all of train.npy, the normals of folds 1-9, for 50 epochs. The last epoch is kept; the authors kept the
@@ -22,11 +23,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloader import Normalisation, TrainingBatches, measure_companding
-from ecg.arrays import SIGNAL_FILES, fingerprint, load_r_peaks, load_table, open_labels, open_records, signal_path
-from evaluation.metrics import detection_auroc
-from model import HISTORY, MCF, UNCERTAINTIES, forward_loss, load_checkpoint, save_checkpoint, weights_are_finite
-from scoring.passes import Scorer
+from dataloader import Normalisation, TrainingBatches, measure_companding, open_training
+from ecg.arrays import SIGNAL_FILES, fingerprint, signal_path
+from ecg.beats import SPLITS
+from evaluation.validation import Validation
+from model import (HISTORY, MCF, UNCERTAINTIES, choose_parts, forward_loss, load_checkpoint, save_checkpoint,
+                   weights_are_finite)
 from scoring.percentiles import KEY, score_normals
 from scoring.protocols import CLEAN, PAPER, PROTOCOLS, Protocol
 from utils import (PROCESSES, RANK, UserError, add_published_flags, add_up, check_published_flags, choose_device,
@@ -52,9 +54,9 @@ def parse_arguments() -> argparse.Namespace:
     method.add_argument("--input", choices=("minmax", "compand"), default="minmax", help="minmax: each lead and beat "
                         "by its own minimum and maximum, as published; compand: a power of the mV, by one scale a "
                         "lead (default %(default)s)")
-    method.add_argument("--epoch_records", type=int, help="records that an epoch draws (default: all)")
-    method.add_argument("--uncertainty", choices=UNCERTAINTIES, default="log_variance", help="log_variance: inside "
-                        "Tanh and shared by the leads, as published; constant: none; free: one a lead, outside Tanh")
+    method.add_argument("--beats", choices=SPLITS, help="train on MIT-BIH's normal beats of this split, with --dims 2")
+    method.add_argument("--epoch_records", type=int, help="records, or windows with --beats, that an epoch draws "
+                        "(default: all)")
     method.add_argument("--select", choices=("val", "last", "test"), help="which epoch is kept: the best on fold 9, "
                         "the last, or the best on the test set as the authors did, which is optimistic (default: val "
                         "where fold 9 is held back, else last)")
@@ -65,6 +67,14 @@ def parse_arguments() -> argparse.Namespace:
                         "0: all, as in test.py)")
     method.add_argument("--reference", type=int, choices=(0, 1), default=1, help="score fold 9's normals with the kept "
                         "epoch, for the percentiles of one's own recordings (default 1)")
+    ablations = parser.add_argument_group("ablations: parts of the method to leave out; the checkpoint knows it")
+    ablations.add_argument("--branches", choices=("both", "global", "local"), default="both", help="which of the "
+                           "recording and the beat are restored (default %(default)s)")
+    ablations.add_argument("--cross_attention", type=int, choices=(0, 1), default=1, help="0: their tokens do not "
+                           "inform each other")
+    ablations.add_argument("--trend", type=int, choices=(0, 1), default=1, help="0: nothing is restored from the trend")
+    ablations.add_argument("--uncertainty", choices=UNCERTAINTIES, default="log_variance", help="log_variance: inside "
+                           "Tanh and shared by the leads, as published; constant: none; free: one a lead, outside Tanh")
     running = parser.add_argument_group("running")
     running.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     running.add_argument("--amp", choices=("off", "bf16"), default="off", help="bf16: bfloat16 matrix products in "
@@ -88,24 +98,17 @@ def check(flags: argparse.Namespace) -> argparse.Namespace:
         require_writable(path.with_name(name) if name else path, is_folder=False)
     if flags.input == "compand" and flags.protocol == PAPER.name:
         raise UserError("--input compand is not the paper's, which --protocol paper is; leave one of them out")
-    protocol = PROTOCOLS[flags.protocol or (PAPER if flags.input == "minmax" else CLEAN).name]
+    if flags.beats and (flags.protocol == PAPER.name or flags.select in ("val", "test") or flags.watch):
+        raise UserError("--beats is of protocol clean, the last epoch; leave out --protocol, --select and --watch")
+    protocol = PROTOCOLS[flags.protocol or (PAPER if flags.input == "minmax" and not flags.beats else CLEAN).name]
     has_validation = protocol.fold_held_back is not None and signal_path(flags.data_path, "val").exists()
-    select = flags.select or ("val" if has_validation else "last")
+    select = flags.select or ("val" if has_validation and not flags.beats else "last")
     if select == "test":
         print("--select test keeps the epoch that is best on the test set, as published: its number is optimistic.")
     if select == "val" and protocol.fold_held_back is None:
         print("under --protocol paper fold 9's normals are in the training set: its validation AUROC is optimistic.")
-    return argparse.Namespace(**{**vars(flags), "protocol": protocol.name, "select": select})
-
-
-def choose_rows(protocol: Protocol, table: dict | None, records: int) -> np.ndarray:
-    """The rows of train.npy to train on. table: of its records, None where unknown. Raises UserError."""
-    if protocol.fold_held_back is None:
-        return np.arange(records)
-    if table is None or "fold" not in table:
-        raise UserError("--protocol clean and --input compand hold fold 9 back, but no train_records.csv tells the "
-                        "folds of train.npy; make the arrays with preprocess.py, or train with --protocol paper")
-    return np.flatnonzero(table["fold"] != protocol.fold_held_back)
+    return argparse.Namespace(**{**vars(flags), "protocol": protocol.name, "select": select,
+                                 "reference": flags.reference and not flags.beats})
 
 
 def learning_rate(initial: float, epoch: int, epochs: int) -> float:
@@ -184,21 +187,6 @@ def require_finite(model: MCF, losses: torch.Tensor, batches: TrainingBatches, e
                     "before are kept)")
 
 
-class Validation:
-    """Detection AUROC of a split, "val" or "test", while training."""
-
-    def __init__(self, data_path, split: str, leads: int, protocol: Protocol):
-        self.records, self.protocol = open_records(data_path, split, leads), protocol
-        self.labels = open_labels(data_path, split, (len(self.records),))
-        self.r_peaks = load_r_peaks(data_path, split, self.records, protocol.detector)
-
-    def auroc(self, model: MCF, mask_ratio: int, amp: str, beats: int) -> float:
-        """beats: a record, 0 for all."""
-        scorer = Scorer(model, self.protocol, mask_ratio, amp)
-        scored = scorer.score(self.records, self.r_peaks, beats_per_record=beats or None)
-        return detection_auroc(self.labels, scored.scores)
-
-
 class Run:
     """What a training run keeps between epochs, on disk and in memory."""
 
@@ -213,7 +201,8 @@ class Run:
             raise UserError(f"{self.last_path} is missing, so there is nothing to resume; start without --resume")
         stored, facts = load_checkpoint(self.last_path)
         try:
-            differing = [name for name in self.config if facts["config"].get(name) != self.config[name]]
+            config = {"branches": "both", "cross_attention": 1, "trend": 1} | facts["config"]       # runs of before
+            differing = [name for name in self.config if config.get(name) != self.config[name]]
             if not differing:
                 model.load_state_dict(stored.state_dict())
                 optimizer.load_state_dict(facts["optimizer_state_dict"])
@@ -309,15 +298,14 @@ def main():
     flags = parse_arguments()
     device, protocol = choose_device(flags.device, flags.amp), PROTOCOLS[flags.protocol]
     start_processes(device)
-    records = open_records(flags.data_path, "train", flags.dims)
-    table = load_table(flags.data_path, "train", records)
-    rows = choose_rows(protocol, table, len(records))
     splits = sorted({flags.select, *flags.watch} - {"last"})
     with one_after_the_first():                             # R peaks are found once, if they have to be
-        r_peaks = load_r_peaks(flags.data_path, "train", records, protocol.detector)
+        records, table, rows, r_peaks = open_training(flags.data_path, flags.dims, protocol.detector,
+                                                      protocol.fold_held_back, flags.beats)
         validations = {split: Validation(flags.data_path, split, flags.dims, protocol) for split in splits}
     torch.manual_seed(flags.seed)
-    model = MCF(flags.dims, flags.hidden, flags.uncertainty)
+    model = MCF(flags.dims, flags.hidden, flags.uncertainty,
+                choose_parts(flags.branches, flags.cross_attention, flags.trend))
     if flags.input == "compand":
         model.input = measure_companding(records, rows)
     model.to(device)
@@ -332,8 +320,9 @@ def main():
     elif flags.save_model and (state.path.exists() or state.last_path.exists()):
         print(f"{state.path} or {LAST} beside it is of an earlier run, which this one replaces from its first epoch on")
     step = TrainingStep(model, optimizer, device, flags.amp)
-    print(f"training on {len(rows)} normal records, protocol {protocol.name}, input {flags.input}, epoch kept: "
-          f"{flags.select}, on {device}" + (f", {PROCESSES} processes" if PROCESSES > 1 else "")
+    print(f"training on {len(rows)} normal {'windows' if flags.beats else 'records'}, protocol {protocol.name}, input "
+          f"{flags.input}, epoch kept: {flags.select}, on {device}"
+          + (f", {PROCESSES} processes" if PROCESSES > 1 else "")
           + (f", after {state.epoch} epochs" if state.epoch else ""))
     with explained(state, flags.batch_size):
         run_epochs(model, step, batches, state, validations, table)
@@ -341,8 +330,9 @@ def main():
         if flags.save_model:
             state.finish(partial(score_normals, data_path=flags.data_path, mask_ratio=flags.mask_ratio)
                          if flags.reference else lambda model: {}, device)
+            of_beats = f" --dims {flags.dims} --beats {flags.beats}" * bool(flags.beats)
             print(f"checkpoint: {flags.save_path}\nscore it with: python test.py --data_path {flags.data_path} "
-                  f"--load_model 1 --load_path {flags.save_path}")
+                  f"--load_model 1 --load_path {flags.save_path}{of_beats}")
     stop_processes()
 
 

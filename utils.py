@@ -258,20 +258,18 @@ def one_after_the_first():
 def add_published_flags(parser):
     """Add the flags that the published train.py and test.py share; returns their group."""
     group = parser.add_argument_group("published flags")
-    group.add_argument("--data_path", default="./data/", help="folder of the arrays (default %(default)s)")
-    group.add_argument("--dims", type=int, default=12, help="leads (default %(default)s)")
-    group.add_argument("--hidden", type=int, default=50, help="channels of a token, even (default %(default)s)")
-    group.add_argument("--mask_ratio", type=int, default=30, help="percent masked (default %(default)s)")
-    group.add_argument("--seed", type=int, default=0, help="of all that is random (default %(default)s)")
-    group.add_argument("--epochs", type=int, default=50, help="of training (default %(default)s)")
-    group.add_argument("--batch_size", type=int, default=32, help="records a training step (default %(default)s)")
-    group.add_argument("--lr", type=float, default=1e-4, help="initial learning rate of training (default %(default)s)")
+    for name, kind, default, what in (
+            ("data_path", str, "./data/", "folder of the arrays"), ("dims", int, 12, "leads"),
+            ("hidden", int, 50, "channels of a token, even"), ("mask_ratio", int, 30, "percent masked; 0: nothing"),
+            ("seed", int, 0, "of all that is random"), ("epochs", int, 50, "of training"),
+            ("batch_size", int, 32, "records a training step"), ("lr", float, 1e-4, "initial learning rate")):
+        group.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default %(default)s)")
     return group
 
 
 def check_published_flags(arguments):
     """Raise UserError for a value that no run can use."""
-    for name, least, most in (("dims", 1, 1000), ("hidden", 2, 10_000), ("mask_ratio", 1, 100), ("seed", 0, 2**31),
+    for name, least, most in (("dims", 1, 1000), ("hidden", 2, 10_000), ("mask_ratio", 0, 100), ("seed", 0, 2**31),
                               ("epochs", 1, 10**6), ("batch_size", 1, 10**6), ("lr", 1e-12, 1e6)):
         value = getattr(arguments, name)
         if not least <= value <= most:                      # false for NaN too

@@ -153,20 +153,23 @@ def time_factor(table: Table, column: int) -> float:
 
 def rate_of_times(times: np.ndarray, stated: float | None, first_line: int) -> float:
     """The rate, Hz, of times in seconds: the stated one, else the simplest near the mean that fits them all."""
-    span = times[-1] - times[0]
-    if not span > 0:
+    if not times[-1] > times[0]:
         raise RecordError("its times do not increase", "mend the column of times, or remove it")
-    mean = (len(times) - 1) / span
-    for rate in [float(Fraction(mean).limit_denominator(parts)) for parts in PARTS] if stated is None else [stated]:
-        if np.abs((times - times[0]) * rate - np.arange(len(times))).max() <= UNEVEN:
-            return rate
+    mean = (len(times) - 1) / (times[-1] - times[0])
+    rates = [float(Fraction(mean).limit_denominator(parts)) for parts in PARTS] if stated is None else [stated]
+    rate = next((rate for rate in rates if samples_off(times, rate).max() <= UNEVEN), rates[-1])
     require_even(times, rate, first_line)
     return rate
 
 
+def samples_off(times: np.ndarray, rate: float) -> np.ndarray:
+    """By how many samples each time, in seconds, is off."""
+    return np.abs((times - times[0]) * rate - np.arange(len(times)))
+
+
 def require_even(times: np.ndarray, rate: float, first_line: int):
     """Raise RecordError where a time is off by more than UNEVEN samples. first_line: of the times, in the file."""
-    off = np.abs((times - times[0]) * rate - np.arange(len(times)))
+    off = samples_off(times, rate)
     if off.max() > UNEVEN:
         worst = int(np.argmax(off > UNEVEN))
         raise RecordError(f"its times are not evenly spaced at {rate:.6g} Hz, line {first_line + worst} is off by "

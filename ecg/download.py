@@ -1,4 +1,4 @@
-"""PTB-XL and LUDB from PhysioNet or a mirror: the files that preprocess.py reads, each checked by its SHA-256.
+"""PTB-XL, LUDB and MIT-BIH from PhysioNet or a mirror: the files that preprocess.py reads, each checked by its SHA-256.
 
 The files are small (0.1 MB) and many: each is fetched whole, several at a time, and stands under its own name only when
 it is what SHA256SUMS.txt says. So an interrupted run is completed by the next one. That list is the one file that
@@ -40,12 +40,14 @@ class DataSet:
     place: str                  # below --base_url
     path_flag: str              # the flag that names its folder
     files: tuple
-    recordings: str             # start of the recordings' names
+    recordings: tuple           # starts of the recordings' names
 
 
 DATA_SETS = {"download": DataSet("PTB-XL 1.0.3", "ptb-xl/1.0.3/", "ptbxl_path",
-                                 ("ptbxl_database.csv", "scp_statements.csv"), "records{rate}/"),
-             "download_ludb": DataSet("LUDB 1.0.1", "ludb/1.0.1/", "ludb_path", ("RECORDS", "ludb.csv"), "data/")}
+                                 ("ptbxl_database.csv", "scp_statements.csv"), ("records{rate}/",)),
+             "download_ludb": DataSet("LUDB 1.0.1", "ludb/1.0.1/", "ludb_path", ("RECORDS", "ludb.csv"), ("data/",)),
+             "download_mitdb": DataSet("the MIT-BIH arrhythmia database 1.0.0", "mitdb/1.0.0/", "mitdb_path",
+                                       ("RECORDS",), ("1", "2"))}
 
 
 def add_flags(parser):
@@ -56,9 +58,12 @@ def add_flags(parser):
                        "--ptbxl_path, where that flag is absent")
     group.add_argument("--download_ludb", metavar="DIR", help="fetch LUDB 1.0.1 to DIR, and go on with DIR as "
                        "--ludb_path, where that flag is absent")
+    group.add_argument("--download_mitdb", metavar="DIR", help="fetch the MIT-BIH arrhythmia database 1.0.0 to DIR, "
+                       "and go on with DIR as --mitdb_path, where that flag is absent")
     group.add_argument("--connections", type=int, default=8, help="files fetched at a time (default %(default)s)")
     group.add_argument("--base_url", default="https://physionet.org/files/",
-                       help="a mirror of PhysioNet, with ptb-xl/1.0.3/ and ludb/1.0.1/ below it (default %(default)s)")
+                       help="a mirror of PhysioNet, with ptb-xl/1.0.3/, ludb/1.0.1/ and mitdb/1.0.0/ below it (default "
+                       "%(default)s)")
 
 
 def fetch(flag: str, folder: Path, rate: int, base_url: str, connections: int):
@@ -114,10 +119,10 @@ def parse_checksums(text: str, url: str) -> dict:
 
 def choose(checksums: dict, data_set: DataSet, rate: int, url: str) -> dict:
     """Those of the listed files that preprocess.py reads at this rate. Raises UserError where the list lacks some."""
-    recordings = data_set.recordings.format(rate=rate)
+    recordings = tuple(start.format(rate=rate) for start in data_set.recordings)
     chosen = {name: digest for name, digest in checksums.items()
               if name in (*data_set.files, LICENCE) or name.startswith(recordings)}
-    absent = [start for start in (*data_set.files, recordings) if not any(name.startswith(start) for name in chosen)]
+    absent = [start for start in (*data_set.files, *recordings) if not any(name.startswith(start) for name in chosen)]
     if absent:
         raise UserError(f"{url} does not list {' and '.join(absent)} of {data_set.name}; name another --base_url")
     return chosen

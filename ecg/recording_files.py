@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
-from ecg.csv_files import open_csv
+from ecg.csv_files import agreed_rate, open_csv
 from ecg.signals import LEAD_NAMES, RECORD_LENGTH, SAMPLING_RATE, RecordError, resample, resampling_ratio
 from ecg.wfdb_files import Recording, find_header, open_wfdb
 
@@ -25,10 +25,7 @@ def open_recording(path, record_rate: float | None = None, record_unit: str | No
         recording = open_csv(path, record_rate, record_unit)
     else:
         recording = open_wfdb(find_header(path))
-        if None not in (recording.rate, record_rate) and recording.rate != record_rate:
-            raise RecordError(f"two rates, {recording.rate:g} Hz by its header and {record_rate:g} Hz by --record_rate",
-                              "correct one of them")
-        recording.rate = recording.rate or record_rate
+        recording.rate = agreed_rate({"its header": recording.rate, "--record_rate": record_rate})
     if recording.rate is None:
         raise RecordError("its sampling rate is not stated", "give --record_rate, or state it in the header of a WFDB "
                           "record, in a first line '# rate: 250 Hz' of a .csv file")

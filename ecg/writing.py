@@ -41,13 +41,8 @@ def is_ours(path: Path, split: str, manifests: list) -> bool:
                 return "fingerprint" in stored
         except Exception:               # numpy and zipfile raise whatever a foreign file makes them trip over
             return False
-    for manifest in manifests:
-        entry = manifest["arrays"].get(split, {})
-        if "files" not in entry and is_ours(path.with_name(arrays.SIGNAL_FILES[split]), split, [manifest]):
-            return True                                     # a manifest from before it named every file
-        if path.is_file() and entry.get("files", {}).get(path.name) == sha256_of(path):
-            return True
-    return False
+    return path.is_file() and sha256_of(path) in [manifest["arrays"].get(split, {}).get("files", {}).get(path.name)
+                                                  for manifest in manifests]
 
 
 def require_replaceable(data_path: Path, splits):

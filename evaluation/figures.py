@@ -45,7 +45,8 @@ class Example:
 
     title: what follows a line break is in small print; unit: "mV", or "normalised"; truth: uint8, 1 marked as abnormal,
     0 normal, EXCLUDED where nobody says; all 0 where there is none. rare: whether scores are standard deviations among
-    normals at the same lead and moment of the beat, so that they tell how rare a difference is.
+    normals at the same lead and moment of the beat, so that they tell how rare a difference is. measured: what stands
+    under the figure, one sentence each.
     """
     title: str
     unit: str
@@ -56,6 +57,7 @@ class Example:
     scores: np.ndarray
     start_seconds: float = 0.2          # of the first sample, in the record
     rare: bool = False
+    measured: tuple = ()
 
 
 def new_figure(width_mm: float, height_mm: float, **settings) -> Figure:
@@ -118,7 +120,8 @@ def draw_record(example: Example, window: tuple | None = None) -> Figure:
     limits = [row_limits(np.stack([example.signal, example.restored])[:, start:stop, row::ROWS]) for row in range(rows)]
     wide = (stop - start) / SAMPLING_RATE * MM_PER_SECOND
     heights = [round(high - low) * MM_PER_UNIT for low, high, _ in limits]
-    width, height = max(PAGE_MM, int(np.ceil(13 + columns * (wide + 3)))), 32 + sum(heights) + rows * 10
+    foot = 4 * -(-len(example.measured) // 2) + 6 * bool(example.measured)          # two columns below all else
+    width, height = max(PAGE_MM, int(np.ceil(13 + columns * (wide + 3)))), 32 + sum(heights) + rows * 10 + foot
     finite = example.scores[np.isfinite(example.scores)]
     top = RARITIES["1 in 1,000 normals"] if example.rare else np.percentile(finite, 99) if finite.size else 0
     colours = ScalarMappable(Normalize(0, top if top > 0 else 1), "Greys")
@@ -135,20 +138,23 @@ def draw_record(example: Example, window: tuple | None = None) -> Figure:
         if row == rows - 1 or lead == leads - 1:
             pair[1].tick_params(bottom=True, labelbottom=True, length=2, pad=1.5)
             pair[1].set_xlabel("time (s)", labelpad=1)
-    write_around(figure, example, any(cut for *_, cut in limits))
-    bar = place(width - 60, 7, 50, 3)
+    write_around(figure, example, any(cut for *_, cut in limits), foot)
+    bar = place(width - 60, 7 + foot, 50, 3)
     figure.colorbar(colours, cax=bar, orientation="horizontal", extend="max").outline.set_linewidth(0.5)
     bar.tick_params(length=2, pad=1.5)
     bar.xaxis.set_major_locator(MaxNLocator(5))
     if example.rare:
         bar.set_xticks(list(RARITIES.values()), list(RARITIES))
-    figure.text(1 - 62 / width, 8.5 / height, "difference among normals" if example.rare else "anomaly score",
+    figure.text(1 - 62 / width, (8.5 + foot) / height, "difference among normals" if example.rare else "anomaly score",
                 ha="right", va="center")
     return figure
 
 
-def write_around(figure: Figure, example: Example, cut: bool):
-    """Title, scale and legend of a record's figure. cut: whether traces do not fit."""
+def write_around(figure: Figure, example: Example, cut: bool, foot: float):
+    """Title, scale, legend and measurements of a record's figure.
+
+    cut: whether traces do not fit; foot: mm at the bottom for the measurements.
+    """
     width, height = figure.get_size_inches() * 25.4
     scale = "25 mm/s, 10 mm/mV" if example.unit == "mV" else "25 mm/s; normalised, no mV scale (10 mm a unit)"
     cut_off = f"; traces are cut off at {MOST_UNITS} cm" if cut else ""
@@ -160,7 +166,13 @@ def write_around(figure: Figure, example: Example, cut: bool):
     marks = [Patch(label="marked as abnormal", **MARKING[MARKED]), Patch(label="not annotated", **MARKING[EXCLUDED])]
     figure.legend(handles=[Line2D([], [], label="ECG", **TRACE), Line2D([], [], label="restored", **RESTORED),
                            *(marks if example.truth.any() else ())],
-                  loc="lower left", bbox_to_anchor=(8 / width, 2 / height), ncols=2, borderpad=0, borderaxespad=0)
+                  loc="lower left", bbox_to_anchor=(8 / width, (2 + foot) / height), ncols=2, borderpad=0, borderaxespad=0)
+    if example.measured:
+        figure.text(8 / width, foot / height, "Most unusual measurements of the median beat and the rhythm, with the "
+                    "central 95 % of normals", va="top", weight="bold")
+    for place, text in enumerate(example.measured):
+        column, row = divmod(place, -(-len(example.measured) // 2))
+        figure.text((8 + column * (width - 16) / 2) / width, (foot - 4 - 4 * row) / height, text, va="top")
 
 
 def draw_lead(axes, strip, example: Example, lead: int, window: tuple, limits: tuple, colours: ScalarMappable):

@@ -120,7 +120,7 @@ def choose_lesions(lesions: Lesions, ranks: Ranks, protocol: str) -> list:
         rows = np.flatnonzero((lesions.kinds == kind) & np.isfinite(own))
         if len(rows):
             row = int(rows[np.argsort(-own[rows], kind="stable")[len(rows) // 2]])
-            chosen.append((row, figure_name(kind), f"{title}: {lesions.descriptions[row]}; the median of {len(rows)} by "
-                           f"AUROC, {own[row]:.2f} ({protocol})\nThe lesion is implanted in the normal ECG "
+            chosen.append((row, figure_name(kind), f"{title}: {lesions.descriptions[row]}; the median of {len(rows)} "
+                           f"by AUROC, {own[row]:.2f} ({protocol})\nThe lesion is implanted in the normal ECG "
                            f"{lesions.ecg_ids[row]}."))
     return chosen

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from ecg.arrays import Records
 from ecg.signals import LEAD_NAMES, SAMPLING_RATE
 from evaluation import figures
+from evaluation.rival import tell
 from model import GLOBAL_START
 from scoring.passes import Scorer
 
@@ -26,14 +27,17 @@ class Window:
     r_peaks: dict
     flat: str               # leads without contact, and their seconds in the recording
     score: float = 0.0      # under the last protocol
+    unusual: list = field(default_factory=list)     # of without_network.unusual
 
 
 @dataclass
 class Recording:
-    """A recording that was scored. rows: of record_scores.csv; drawn: the most anomalous Windows; notes: sentences."""
+    """A recording that was scored. rows: of record_scores.csv; unusual: of record_unusual.csv; drawn: the most
+    anomalous Windows; notes: sentences."""
     path: str
     rate: float
     rows: list = field(default_factory=list)
+    unusual: list = field(default_factory=list)
     drawn: list = field(default_factory=list)
     heights: list = field(default_factory=list)     # mV that the median lead spans, a number a window
     notes: list = field(default_factory=list)
@@ -76,7 +80,7 @@ def draw_recording(number: int, recording: Recording, scorer: Scorer) -> dict:
                  f"{show_percentile(row[f'{name}_percentile'])} (no truth)."
                  + f" Flat: {row['flat']} s" * bool(row["flat"]))
         example = figures.Example(title, "mV", LEAD_NAMES, signal, restored, np.zeros(signal.shape, np.uint8), of_map,
-                                  (window.start + GLOBAL_START) / SAMPLING_RATE)
+                                  (window.start + GLOBAL_START) / SAMPLING_RATE, measured=tuple(map(tell, window.unusual)))
         packed = figures.pack(figures.draw_record(example, brightest(of_map)))
         contents |= {f"{stem}_{row['start_s']:g}s.{kind}": content for kind, content in packed.items()}
     if len(recording.rows) > FEW_WINDOWS and recording.drawn:

@@ -1,8 +1,9 @@
 """One's own recordings, scored by a trained checkpoint: test.py --record, and tools/score_recordings.py.
 
 Each recording (ecg/recording_files.py says what is read) is cut into windows of 10 s, which are filtered, searched for
-R peaks and scored as preprocess.py and test.py do it. record_scores.csv has a row a window, with the percentile of its
-score among the normals of fold 9 (scoring/percentiles.py); the most anomalous windows are drawn. However long a
+R peaks and scored as preprocess.py and test.py do it. record_scores.csv has a row a window: the scores of the network
+and the one without it (ckpt/no_network.npz), with their percentiles among the normals of fold 9. record_unusual.csv
+names the ten measurements of each window that are most unusual; the most anomalous windows are drawn. However long a
 recording is, only those stay in memory, and a few numbers of the others. Not for clinical use.
 """
 import itertools
@@ -18,19 +19,22 @@ from ecg.r_peaks import disagree, find_r_peaks_by_heartpy, find_r_peaks_by_slope
 from ecg.recording_files import describe_flat, find_flat, open_recording, windows_of
 from ecg.signals import (LEAD_II, LEAD_NAMES, RECORD_LENGTH, SAMPLING_RATE, RecordError, doubt_height, filter_leads,
                          median_height)
-from evaluation import files
+from evaluation import files, rival
 from evaluation.recording_figures import (PREFIX, Recording, Window, as_records, draw_recording, peaks_of,
                                           show_percentile)
 from evaluation.report import pack_csv
 from model import load_checkpoint
+from scoring import without_network
 from scoring.passes import Scorer
 from scoring.percentiles import percentile, read_normals
 from scoring.protocols import PROTOCOLS, protocols_for
 from utils import PROCESSES, UserError, choose_device, git_commit, require_writable, sha256_of, versions
 
-SCORES_FILE, RESULTS_FILE = f"{PREFIX}scores.csv", f"{PREFIX}results.json"
+SCORES_FILE, UNUSUAL_FILE, RESULTS_FILE = f"{PREFIX}scores.csv", f"{PREFIX}unusual.csv", f"{PREFIX}results.json"
+NO_NETWORK = rival.NAME.replace(" ", "_")       # in the names of columns
 WINDOWS_AT_ONCE = 32                # in memory, 8 MB
 MOST_DRAWN = 10                     # windows of a recording, by default
+MOST_TOLD = 4                       # unusual measurements that are printed
 MOST_PRINTED = 60                   # windows of a recording; of more the most anomalous are printed
 
 
@@ -69,8 +73,11 @@ def prepare_window(start: int, signal: np.ndarray, detectors: set) -> Window:
     return Window(start, filtered.astype(np.float32), r_peaks, describe_flat(flat))
 
 
-def score_recording(path, scorers: list, normals: dict, settings: RecordingSettings) -> Recording:
-    """Read and score a recording window by window. normals: of read_normals. Raises RecordError and UserError."""
+def score_recording(path, scorers: list, fitted: dict, normals: dict, settings: RecordingSettings) -> Recording:
+    """Read and score a recording window by window. Raises RecordError and UserError.
+
+    fitted: the rival without a network; normals: {name of a score: those of fold 9's normals}.
+    """
     source = open_recording(path, settings.record_rate, settings.record_unit)
     recording, most = Recording(str(path), source.rate), MOST_DRAWN if settings.figures is None else settings.figures
     detectors = {scorer.protocol.detector for scorer in scorers}
@@ -82,6 +89,10 @@ def score_recording(path, scorers: list, normals: dict, settings: RecordingSetti
         for place, window in enumerate(batch):
             of_window = {name: float(values[place]) for name, values in scores.items()}
             window.score = of_window[scorers[-1].protocol.name]
+            features = without_network.describe(window.signal, window.r_peaks[rival.DETECTOR])
+            of_window[NO_NETWORK] = float(without_network.score(fitted, features[None])[0])
+            window.unusual = without_network.unusual(fitted, features)
+            recording.unusual += [(str(path), window.start / SAMPLING_RATE, *measured) for measured in window.unusual]
             recording.rows.append(make_row(str(path), window, of_window, normals))
             recording.heights.append(median_height(window.signal[None]))
         recording.drawn = sorted(recording.drawn + batch, key=lambda window: -window.score)[:most]
@@ -126,17 +137,20 @@ def notes_of(recording: Recording) -> list:
 
 def print_recording(recording: Recording, protocols: list):
     """Print a recording's windows, of many the most anomalous, and what was noticed."""
-    rows, last = recording.rows, f"{protocols[-1]}_score"
+    rows, last, names = recording.rows, f"{protocols[-1]}_score", [*protocols, NO_NETWORK]
     print(f"\n{recording.path}, {recording.rate:g} Hz, {len(rows)} window{'s' * (len(rows) > 1)}"
           + f", the {MOST_DRAWN} most anomalous" * (len(rows) > MOST_PRINTED))
-    print(f"{'window (s)':<18}{'beats':>6}" + "".join(f"{f'{name} score':>16}{'percentile':>12}" for name in protocols)
+    print(f"{'window (s)':<18}{'beats':>6}" + "".join(f"{f'{name} score':>18}{'percentile':>12}" for name in names)
           + "  flat leads" * any(row["flat"] for row in rows))
     if len(rows) > MOST_PRINTED:
         rows = sorted(rows, key=lambda row: -row[last])[:MOST_DRAWN]
     for row in rows:
         print(f"{row['start_s']:g}-{row['end_s']:g}".ljust(18) + f"{row['beats']:>6}"
-              + "".join(f"{row[f'{name}_score']:>16.4f}{show_percentile(row[f'{name}_percentile']):>12}"
-                        for name in protocols) + f"  {row['flat']}".rstrip())
+              + "".join(f"{row[f'{name}_score']:>18.4f}{show_percentile(row[f'{name}_percentile']):>12}"
+                        for name in names) + f"  {row['flat']}".rstrip())
+    start = max(rows, key=lambda row: row[f"{NO_NETWORK}_score"])["start_s"]
+    told = [rival.tell(measured) for _, at, *measured in recording.unusual if at == start][:MOST_TOLD]
+    print(f"most unusual from {start:g} s on: {'; '.join(told)}")
     for note in recording.notes:
         print(f"note: {note}")
 
@@ -162,10 +176,12 @@ def score_recordings(paths: list, load_path: str, output_dir, settings: Recordin
                for protocol in protocols_for(model, settings.protocols)]
     protocols = [scorer.protocol.name for scorer in scorers]
     normals, note = read_normals(load_path, facts, settings.mask_ratio)
-    rows, contents, about, refused = [], {}, [], {}
+    fitted, of_normals = rival.load_rival(rival.FITTED_FILE)
+    normals[NO_NETWORK] = of_normals
+    rows, unusual, contents, about, refused = [], [], {}, [], {}
     for number, path in enumerate(paths, 1):
         try:
-            recording = score_recording(path, scorers, normals, settings)
+            recording = score_recording(path, scorers, fitted, normals, settings)
         except RecordError as error:
             refused[str(path)] = f"{path} given as --record cannot be scored: {error}; {error.remedy}"
             if len(paths) > 1:
@@ -173,18 +189,19 @@ def score_recordings(paths: list, load_path: str, output_dir, settings: Recordin
             continue
         print_recording(recording, protocols)
         rows += recording.rows
+        unusual += recording.unusual
         contents |= draw_recording(number, recording, scorers[-1])
         about.append({"record": recording.path, "rate": recording.rate, "windows": len(recording.rows),
                       "notes": recording.notes})
     if rows:
         contents[SCORES_FILE] = pack_csv(list(rows[0]), [list(row.values()) for row in rows])
+        contents[UNUSUAL_FILE] = pack_csv(("record", "start_s", *rival.UNUSUAL[1:]), unusual)
         files.write_report(output, contents, {
             "recordings": about, "not_scored": refused, "checkpoint": {"path": str(load_path),
                                                                        "sha256": sha256_of(load_path)},
             "protocols": protocols, "mask_ratio": settings.mask_ratio, "amp": settings.amp, "device": str(device),
             "versions": versions(), "commit": git_commit()}, RESULTS_FILE)
-        if normals:
-            print("\npercentile: so many percent of the normals of fold 9 score lower")
+        print("\npercentile: so many percent of the normals of fold 9 score lower")
         print((f"{note}\n" if note else "") + f"written to {output}\nNot for clinical use.")
     if refused:
         raise UserError(next(iter(refused.values())) if len(paths) == 1 else

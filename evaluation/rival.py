@@ -1,6 +1,8 @@
 """What is scored without a network, to hold beside it: trivial scores, and the rival of scoring/without_network.py."""
+import io
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +19,10 @@ from scoring import without_network
 from scoring.beat_restorer import WEIGHTS, load_restorer
 from scoring.maps import CHOSEN, WITH_NETWORK, fit_maps
 from scoring.maps import make_maps as make_place_maps
-from utils import UserError
+from utils import UserError, write_atomically
 
+FITTED_FILE = Path(__file__).resolve().parent.parent / "ckpt" / "no_network.npz"    # the rival fitted to PTB-XL
+NORMALS = "fold9_normals"               # in it: the scores of fold 9's normals, ascending
 NAME = "no network"                     # the rival in columns and in results.json
 COMBINED, NETWORK = "combined", "clean"  # the protocol of both together, and the network's part of it
 DETECTOR = "slope"                      # of the R peaks, for all of this
@@ -142,6 +146,36 @@ def open_normals(data_path, leads: int) -> tuple:
     except UserError as error:
         print(f"the rival '{NAME}' is skipped: {error}")
         return None, table
+
+
+def save_rival(path, fitted: dict, normals: np.ndarray):
+    """Write the fitted rival and the scores of normals it was not fitted to, plain arrays in a .npz. Raises UserError."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **fitted, **{NORMALS: np.sort(normals)})
+    write_atomically(path, lambda target: target.write(file.getbuffer()))
+
+
+def load_rival(path) -> tuple:
+    """(the fitted rival, ascending scores of fold 9's normals) of save_rival's file. Raises UserError."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            fitted = dict(stored)
+        normals = fitted.pop(NORMALS)
+        without_network.score(fitted, np.ones((1, without_network.NAMED.start + len(without_network.NAMES))))
+        if not all(np.isfinite(values).all() for values in (normals, *fitted.values())):
+            raise ValueError("not finite")
+    except Exception as error:          # a damaged archive raises whatever it meets
+        raise UserError(f"{path} cannot be read as the score without a network ({type(error).__name__}); make it with "
+                        "python -m tools.fit_no_network, or fetch it again") from error
+    return fitted, normals
+
+
+def tell(measured: tuple) -> str:
+    """One of without_network.unusual as text: "T in V5 -0.12 mV (usual 0.08 to 0.61)"."""
+    lead, wave, value, unit, low, high, _ = measured
+    digits = 2 if unit == "mV" else 0
+    return (f"{wave}{'' if lead == 'all' else f' in {lead}'} {value:.{digits}f} {unit} (usual {low:.{digits}f} to "
+            f"{high:.{digits}f})")
 
 
 def describe(records: Records, r_peaks: list, rows=None) -> np.ndarray:

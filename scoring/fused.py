@@ -124,6 +124,10 @@ def pad_ends(x):
     return x
 
 
+def leave_out(signal):
+    """The encoder of a part that the network does not have: no tokens, as MCF.encode_signal gives."""
+
+
 class FusedMCF:
     """MCF in eval mode, for scoring; its convolutions compute in dtype, all else in float32.
 
@@ -134,19 +138,32 @@ class FusedMCF:
     def __init__(self, model: MCF, dtype: torch.dtype = torch.float32):
         self.model = model = copy.deepcopy(model).eval()
         self.encode_global, self.encode_local, self.encode_trend = (
-            FusedEncoder(encoder, dtype)
+            leave_out if encoder is None else FusedEncoder(encoder, dtype)
             for encoder in (model.global_encoder, model.local_encoder, model.trend_encoder))
         self.global_decoder, self.local_decoder, self.trend_decoder = (
-            FusedDecoder(decoder, dtype)
+            None if decoder is None else FusedDecoder(decoder, dtype)
             for decoder in (model.global_decoder, model.local_decoder, model.trend_decoder))
 
     def begin_trend(self, trend_tokens):
         """The trend's share of the trend decoder's first layer, for restore(): once a record."""
-        return self.trend_decoder.start(trend_tokens, slice(self.model.hidden, None))
+        if self.trend_decoder is not None:
+            return self.trend_decoder.start(trend_tokens, slice(-self.model.hidden, None))
+
+    def restore_local(self, global_tokens, local_tokens):
+        """Of what restore() gives, the local branch's share alone: a tenth of the work."""
+        if local_tokens is not None:
+            of_record = None if global_tokens is None else global_tokens.float()
+            _, local_tokens = self.model.cross_attend(of_record, local_tokens.float())
+            return self.model.read_output(self.local_decoder(local_tokens))
 
     def restore(self, global_tokens, local_tokens, trend_begun):
         """Tokens of n beats and their records (n, hidden, 136), (n, hidden, 1), begin_trend's output: MCF's outputs."""
-        read, of_records = self.model.read_output, slice(self.model.hidden)
-        global_tokens, local_tokens = self.model.cross_attend(global_tokens.float(), local_tokens.float())
-        of_trend = self.trend_decoder.finish(self.trend_decoder.start(global_tokens, of_records) + trend_begun)
-        return read(self.global_decoder(global_tokens)), read(self.local_decoder(local_tokens)), read(of_trend)[0]
+        global_tokens, local_tokens = self.model.cross_attend(
+            *(None if tokens is None else tokens.float() for tokens in (global_tokens, local_tokens)))
+        of_trend = trend_begun
+        if trend_begun is not None and global_tokens is not None:
+            of_trend = trend_begun + self.trend_decoder.start(global_tokens, slice(self.model.hidden))
+        read = self.model.read_output
+        return (None if global_tokens is None else read(self.global_decoder(global_tokens)),
+                None if local_tokens is None else read(self.local_decoder(local_tokens)),
+                None if of_trend is None else read(self.trend_decoder.finish(of_trend))[0])

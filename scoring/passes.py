@@ -128,7 +128,8 @@ class Scorer:
                 some = slice(start, start + size)
                 local_tokens = self.network.encode_local(mask_out(block.beats[some], local_mask))
                 owners = block.owners[some]
-                yield number, some, self.network.restore(global_tokens[owners], local_tokens, trend_begun[owners])
+                yield number, some, self.network.restore(of_owners(global_tokens, owners), local_tokens,
+                                                         of_owners(trend_begun, owners))
 
     def score_block(self, block: Block, with_maps: bool) -> tuple:
         """(scores (R,), unsmoothed maps (R, 4800, leads) or None) of a block, means over its beats and passes."""
@@ -163,7 +164,7 @@ class Scorer:
         """Rows as they are and as the global branch restores them, for figures: two arrays (n, 4800, leads).
 
         In mV where the records tell it, else min-maxed. Each sample is the mean over beats, and over those passes that
-        hide it (over all passes where none does).
+        hide it (over all passes where none does); NaN, which no figure draws, where the network has no global branch.
         """
         rows, originals, restorations = np.asarray(rows), [], []
         hidden = self.masks[0].float()
@@ -171,13 +172,18 @@ class Scorer:
         for row in rows[:, None]:
             block = self.prepare(records, r_peaks, row)
             restored = torch.zeros_like(block.ecg[0])
-            for number, _, ((restored_global, _), _, _) in self.passes(block):
-                restored += restored_global.sum(dim=0) * weight[number][:, None]
+            for number, _, (of_global, _, _) in self.passes(block):
+                restored += torch.nan if of_global is None else of_global[0].sum(dim=0) * weight[number][:, None]
             restored /= len(block.beats) * weight.sum(dim=0)[:, None]
             original = send(records.millivolts(row) if records.in_millivolts else records.read(row), self.device)
             originals.append(crop_global(original)[0].cpu().numpy())
             restorations.append(self.normalisation.undo(restored[None], original)[0].cpu().numpy())
         return np.stack(originals), np.stack(restorations)
+
+
+def of_owners(tokens: torch.Tensor | None, owners: torch.Tensor):
+    """Tokens of the records that own some beats; None where the network has none."""
+    return None if tokens is None else tokens[owners]
 
 
 def thin_out(positions: np.ndarray, count: int | None) -> np.ndarray:

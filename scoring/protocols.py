@@ -15,12 +15,20 @@ from utils import UserError
 PUBLISHED_BEAT_STARTS, PUBLISHED_BEAT_MASK = (20, 70, 120, 170, 220), 100       # samples of the beat, at every ratio
 
 
+def unmasked() -> tuple:
+    """The one pass of a network that was trained without masks (the paper's ablation)."""
+    return torch.zeros(1, GLOBAL_LENGTH, dtype=torch.bool), torch.zeros(1, BEAT_LENGTH, dtype=torch.bool)
+
+
 def published_masks(mask_ratio: int) -> tuple:
     """The masks of the published passes, global (P, 4800) and local (P, 480), P = 100 // mask_ratio.
 
     Pass j masks mask_ratio patches of the recording and 100 samples of the beat, whose starts repeat. At the published
-    ratio, 30, three passes cover 90 % of the recording, and never the last 260 samples of the beat.
+    ratio, 30, three passes cover 90 % of the recording, and never the last 260 samples of the beat. At 0 one pass masks
+    nothing.
     """
+    if not mask_ratio:
+        return unmasked()
     passes, stride = 100 // mask_ratio, GLOBAL_LENGTH // mask_ratio
     global_masks = torch.zeros(passes, GLOBAL_LENGTH, dtype=torch.bool)
     local_masks = torch.zeros(passes, BEAT_LENGTH, dtype=torch.bool)
@@ -34,7 +42,12 @@ def published_masks(mask_ratio: int) -> tuple:
 
 
 def covering_masks(mask_ratio: int) -> tuple:
-    """Masks that hide every sample exactly once, global (P, 4800) and local (P, 480), P = 100 / mask_ratio or 2."""
+    """Masks that hide every sample exactly once, global (P, 4800) and local (P, 480), P = 100 / mask_ratio or 2.
+
+    At 0 one pass masks nothing.
+    """
+    if not mask_ratio:
+        return unmasked()
     passes = max(2, round(100 / mask_ratio))
     number = torch.arange(passes)[:, None]
     return (torch.arange(GLOBAL_LENGTH) // PATCH_LENGTH % passes == number,

@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,13 @@ class Finished:
     stdout: str
     stderr: str
 
+    @property
+    def refusal(self):
+        """The sentence of a script that refused: the last on stderr, with exit code 2 and without a traceback."""
+        *_, sentence = self.stderr.replace("\r", "\n").strip().splitlines()
+        assert self.returncode == 2 and sentence.startswith("error: ") and "Traceback" not in self.stderr, self.stderr
+        return sentence
+
 
 def run_script(script, *arguments, cwd=None):
     """Run a script ("train.py", "tools/synthetic.py") in this process as a user would; returns a Finished.
@@ -53,6 +61,23 @@ def run_script(script, *arguments, cwd=None):
             signal.signal(signal.SIGTERM, handler)
             torch.set_num_threads(threads)
     return Finished(status, out.getvalue(), err.getvalue())
+
+
+def reset_signals():
+    """Before a script starts in a process of its own: undo what nohup, or a shell's background job, ignores."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def full_disk(size):
+    """The system refuses to write files of more bytes, also to root, as a full disk does."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
 
 
 def seeded_weights(shapes):

@@ -8,13 +8,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
-from scipy.signal import butter, filtfilt
-
-
-def filter_record(record):
-    """(5000, 12) mV -> band-passed, one lead after the other."""
-    high, low = butter(2, 1 / 250, "high"), butter(2, 25 / 250, "low")
-    return np.stack([filtfilt(*low, filtfilt(*high, lead)) for lead in record.T], axis=1)
 
 
 def normalize(signal):

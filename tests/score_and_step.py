@@ -38,6 +38,6 @@ if utils.RANK == 0:
     gradient = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
     np.savez(out, scores=found.scores, maps=found.maps, gradient=gradient.numpy())
 utils.wait_for_all()
-sys.argv = ["train.py", "--data_path", data, "--save_path", str(Path(out).with_suffix("") / "model.pt"), "--epochs", "2",
-            "--batch_size", "7", "--hidden", "2", "--lr", "1e-2", "--protocol", "clean", "--device", "cpu"]
+sys.argv = ["train.py", "--data_path", data, "--save_path", str(Path(out).with_suffix("") / "model.pt"), "--epochs",
+            "2", "--batch_size", "7", "--hidden", "2", "--lr", "1e-2", "--protocol", "clean", "--device", "cpu"]
 utils.run(train.main)

@@ -1,4 +1,6 @@
 """Small things for quick tests: a network of few channels, and a data folder of few records."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,15 +8,19 @@ import torch
 import model
 import utils
 from ecg import arrays
-from ecg.signals import normalize_leads
+from ecg.signals import LEAD_NAMES, normalize_leads
 
 WIDTHS = (2, 2, 4, 4, 8)            # in place of model.WIDTHS: the same layers, a thousandth of the arithmetic
 TIME = np.arange(5000) / 500
 
 
 def shrink(patch):
-    """Let every network made from now on have few channels. patch: a MonkeyPatch."""
+    """Let every network made from now on have few channels, in one thread: more would wait for each other.
+
+    patch: a MonkeyPatch.
+    """
     patch.setattr(model, "WIDTHS", WIDTHS)
+    patch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -23,6 +29,33 @@ def few_channels():
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch)
         yield
+
+
+def every(seconds, first=0.3, end=9.8):
+    """The times of a regular rhythm with the little variability that HeartPy wants."""
+    times = np.arange(first, end, seconds)
+    return times + 0.01 * np.sin(np.arange(len(times)))
+
+
+def beats_at(times, rate=500, width=0.02, seconds=10):
+    """(samples, 12) mV with an R wave at each time in seconds, of another height in every lead."""
+    time = np.arange(round(seconds * rate)) / rate
+    wave = np.exp(-0.5 * ((time - np.asarray(times)[:, None]) / width) ** 2).sum(axis=0)
+    return wave[:, None] * np.linspace(0.6, 1.4, 12)
+
+
+def write_wfdb(path, signal, rate=500, leads=LEAD_NAMES, unit="mV", gain=1000.0, **options):
+    """Write a WFDB record of values in this unit; returns its path, without extension."""
+    import wfdb
+    path, number = Path(path), signal.shape[1]
+    wfdb.wrsamp(path.name, fs=rate, units=[unit] * number, sig_name=list(leads), p_signal=signal, fmt=["16"] * number,
+                adc_gain=[gain] * number, **({"baseline": [0] * number} | options), write_dir=str(path.parent))
+    return path
+
+
+def read_all(folder):
+    """The content of all files in a folder, by their paths in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
 def make_records(seed, rows):

@@ -1,11 +1,11 @@
 """The files in data/: what is damaged or does not belong together is refused by name, what can be remade is remade."""
 import io
 import json
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from small import beats_at, every
 
 from ecg import arrays, signals
 from ecg.arrays import Records
@@ -14,14 +14,8 @@ from utils import UserError
 
 def make_signals(records=4, scale=1.0):
     """(records, 5000, 12) float32, filtered, beats at another rate in each record; the last one is flat."""
-    time = np.arange(5000) / 500
-    made = np.zeros((records, 5000, 12), np.float32)
-    for number in range(records - 1):
-        beats = np.arange(0.4, 9.8, 0.7 + 0.1 * number)
-        beats += 0.02 * np.sin(np.arange(len(beats)))       # HeartPy refuses rhythms without any variability
-        wave = scale * np.exp(-0.5 * ((time - beats[:, None]) / 0.02) ** 2).sum(axis=0)
-        made[number] = signals.filter_leads(wave[:, None])
-    return made
+    made = [signals.filter_leads(scale * beats_at(every(0.7 + 0.1 * number, 0.4))) for number in range(records - 1)]
+    return np.stack([*made, np.zeros((5000, 12))]).astype(np.float32)
 
 
 def npy(array, **options):
@@ -241,16 +235,6 @@ def test_what_cannot_be_kept_is_used_all_the_same(folder, monkeypatch, capsys):
     assert len(arrays.load_r_peaks(folder, "train", open_train(folder), "slope")) == 4
     assert "not kept" in capsys.readouterr().out and path.read_bytes() == before
     assert sorted(file.name for file in folder.iterdir()) == ["train.npy", path.name]
-
-
-def test_machines_without_heartpy(folder, monkeypatch):
-    """With a sidecar HeartPy is not needed; without one, its absence is said in a sentence that names it."""
-    records = open_train(folder)
-    arrays.load_r_peaks(folder, "train", records, "heartpy")
-    monkeypatch.setitem(sys.modules, "heartpy", None)       # makes its import fail
-    assert len(arrays.load_r_peaks(folder, "train", records, "heartpy")) == 4
-    arrays.r_peaks_path(folder, "train", "heartpy").unlink()
-    refuse("HeartPy", arrays.load_r_peaks, folder, "train", records, "heartpy")
 
 
 # ---- the table and the manifest

@@ -1,9 +1,11 @@
 """What is scored without a network: the trivial scores are what their names say, and finite on whatever is scored."""
 import numpy as np
 import pytest
+from conftest import run_script
 
-from ecg.arrays import Records
+from ecg.arrays import Records, load_r_peaks, open_records
 from evaluation import rival, trivial
+from scoring import without_network
 from utils import UserError
 
 
@@ -73,3 +75,25 @@ def test_the_rival_sees_millivolts():
     np.testing.assert_array_equal(rival.describe(Records(ecgs, "test.npy"), peaks, np.array([2])), plain[2:])
     with pytest.raises(UserError, match="mV"):
         rival.describe(Records(stored, "train.npy", None, in_millivolts=False), peaks)
+
+
+def test_the_rival_in_a_file(simulated, tmp_path):
+    """The tool's file scores as the fit itself does; its normals are fold 9's; a damaged file is named."""
+    path = tmp_path / "no_network.npz"
+    finished = run_script("tools/fit_no_network.py", "--data_path", simulated, "--save_path", path)
+    assert finished.returncode == 0, finished.stderr
+    fitted, normals = rival.load_rival(path)
+    records = open_records(simulated, "val", 12)
+    features = rival.describe(records, load_r_peaks(simulated, "val", records, "slope"))
+    scores = without_network.score(rival.fit_rival(simulated, 12)[0], features)
+    np.testing.assert_allclose(without_network.score(fitted, features), scores)
+    normal = np.load(simulated / "val_label.npy") == 0
+    np.testing.assert_allclose(normals, sorted(scores[normal]), rtol=1e-4)                  # float32 features
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(UserError, match="no_network.npz cannot be read"):
+        rival.load_rival(path)
+
+
+def test_a_measurement_in_words():
+    assert rival.tell(("V5", "T", -0.123, "mV", 0.08, 0.61, -4.0)) == "T in V5 -0.12 mV (usual 0.08 to 0.61)"
+    assert rival.tell(("all", "rate", 141.7, "1/min", 50.2, 99.0, 4.0)) == "rate 142 1/min (usual 50 to 99)"

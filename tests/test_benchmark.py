@@ -32,7 +32,7 @@ def test_unequal_results_are_refused():
 def quick(monkeypatch):
     """A small network, small batches, few beats."""
     shrink(monkeypatch)
-    for name, value in (("measure_peak", lambda *_: 1e11), ("EPOCHS", 2), ("BATCH", 4), ("generate_records", lambda count: (
+    for name, value in (("EPOCHS", 2), ("BATCH", 4), ("generate_records", lambda count: (
             make_records(0, count)[0], [np.array([700, 1400])] * count))):
         monkeypatch.setattr(benchmark, name, value)
 
@@ -46,11 +46,11 @@ def test_quick_run_writes_the_report(tmp_path, monkeypatch):
     assert finished.returncode == 0, finished.stderr
     measured = json.loads((tmp_path / "benchmark.json").read_text())
     for part in ("training", "detection"):
-        times = measured[part]["seconds"]["off"]
-        assert 0 < times["least"] <= times["median"] <= times["most"] and measured[part]["peak_share"]["off"] > 0
+        times = measured[part]["off"]
+        assert 0 < times["least"] <= times["median"] <= times["most"]
     for kind in ("minmax", "compand"):
         assert measured["accuracy"][kind]["seconds"] is None and len(measured["accuracy"][kind]["aurocs"]) == 2
-    assert finished.stdout.count("not reached, 2 epochs") == 2 and "GFLOP/s" in finished.stdout
+    assert finished.stdout.count("not reached, 2 epochs") == 2
 
 
 @pytest.mark.usefixtures("quick")

@@ -9,13 +9,14 @@ import threading
 import time
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import urllib3
-from conftest import ROOT, run_script
+from conftest import ROOT, reset_signals, run_script
 from mirror import Mirror
+from small import read_all
 from test_preprocess import write_ptbxl
 
+import preprocess
 from ecg import download
 from utils import UserError
 
@@ -62,10 +63,6 @@ def refuse(mirror, folder, *words):
     assert all(word in str(caught.value) for word in words) and "\n" not in str(caught.value), caught.value
 
 
-def read_all(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def expected(mirror, start, place=PTBXL):
     """The files that must be there: those of the list that begin so, and the list."""
     return {name.removeprefix(place): content for name, content in mirror.files.items()
@@ -104,17 +101,17 @@ def test_a_second_run_transfers_what_is_missing_or_damaged_and_nothing_else(mirr
     check_whole(mirror, tmp_path)
 
 
-@pytest.mark.parametrize("fault", [("cut", None), ("wrong", None), ("drop", None), ("status", (503, {})),
-                                   ("status", (429, {"Retry-After": "7"}))])
-@pytest.mark.parametrize("name", [RECORD, "SHA256SUMS.txt"])
-def test_a_passing_failure_is_waited_out(mirror, tmp_path, sleeps, fault, name):
+@pytest.mark.parametrize("name, fault, detail", [
+    *((name, fault, detail) for name in (RECORD, "SHA256SUMS.txt") for fault, detail in (
+        ("drop", None), ("status", (503, {})), ("status", (429, {"Retry-After": "7"})))),
+    (RECORD, "cut", None), (RECORD, "wrong", None)])
+def test_a_passing_failure_is_waited_out(mirror, tmp_path, sleeps, name, fault, detail):
     """Among forty thousand requests some fail, a transfer is cut off, a byte is wrong: the file is fetched again."""
-    if fault[0] in ("wrong", "cut") and name != RECORD:
-        return                                          # nothing checks the list, which is short here
-    mirror.faults[PTBXL + name] = itertools.repeat(fault, 3 if name == RECORD else 1)
+    times = 3 if name == RECORD else 1
+    mirror.faults[PTBXL + name] = itertools.repeat((fault, detail), times)
     fetch(mirror, tmp_path)
-    assert mirror.asked(PTBXL + name) == (4 if name == RECORD else 2)
-    assert sleeps == [7] * len(sleeps) if fault[1] and fault[1][1] else max(sleeps, default=0) <= download.LONGEST_WAIT
+    assert mirror.asked(PTBXL + name) == 1 + times
+    assert sleeps == [7] * len(sleeps) if detail and detail[1] else max(sleeps, default=0) <= download.LONGEST_WAIT
     check_whole(mirror, tmp_path)
 
 
@@ -157,7 +154,6 @@ def test_a_mirror_without_recordings_is_soon_given_up(mirror, tmp_path, monkeypa
     monkeypatch.setattr(download, "MOST_FAULTS", 4)
     mirror.files = {name: content for name, content in mirror.files.items() if "records100" not in name}
     refuse(mirror, tmp_path, "4 of the files", "404")
-    assert not list(tmp_path.glob("records100/**/*.dat"))
 
 
 def test_connections_work_in_parallel_and_are_kept(mirror, tmp_path):
@@ -170,11 +166,6 @@ def test_connections_work_in_parallel_and_are_kept(mirror, tmp_path):
     fetch(mirror, tmp_path, connections=5)
     assert len(mirror.log) == 20 and 5 <= len({peer for _, peer in mirror.log}) <= 6
     check_whole(mirror, tmp_path)
-
-
-def reset_signals():
-    """What a shell's background job lets its children ignore."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_interrupt_ends_at_once_and_keeps_whole_files(mirror, tmp_path):
@@ -201,22 +192,18 @@ def test_an_interrupt_ends_at_once_and_keeps_whole_files(mirror, tmp_path):
     check_whole(mirror, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "records100/../../x", r"records100\..\x", "C:x", "a//x", "a\0b"])
-def test_a_name_that_leads_out_of_the_folder_is_refused(mirror, tmp_path, name):
-    """The list comes from elsewhere and names files to write."""
-    mirror.publish(PTBXL, {"ptbxl_database.csv": b"1", "scp_statements.csv": b"2", RECORD: b"3", name: b"4"})
-    refuse(mirror, tmp_path / "inside", "SHA256SUMS.txt", repr(name))
-    assert len(mirror.log) == 1 and not read_all(tmp_path)
+OUTSIDE = ["../x", "/x", "records100/../../x", r"records100\..\x", "C:x", "a//x", "a\0b"]
 
 
-@pytest.mark.parametrize("text, words", [("<html>Please log in", ("<html>", "login")), ("", ("does not list",)),
-                                         (None, ("404", "--base_url")),
-                                         ("0" * 64 + " scp_statements.csv\n", ("ptbxl_database.csv", "records100/"))])
+@pytest.mark.parametrize("text, words", [
+    ("<html>Please log in", ("<html>", "login")), ("", ("does not list",)), (None, ("404", "--base_url")),
+    ("0" * 64 + " scp_statements.csv\n", ("ptbxl_database.csv", "records100/")),
+    *(("0" * 64 + f" scp_statements.csv\n{'0' * 64} {name}\n", (repr(name),)) for name in OUTSIDE)])
 def test_a_list_that_is_none(mirror, tmp_path, text, words):
-    """A hotel's login page, no list, or one of something else, is no reason to fetch or to delete anything."""
+    """A hotel's login page, no list, one of something else or with names outside the folder: nothing is fetched."""
     mirror.files[PTBXL + "SHA256SUMS.txt"] = None if text is None else text.encode()
-    refuse(mirror, tmp_path, "SHA256SUMS.txt", *words)
-    assert len(mirror.log) == 1
+    refuse(mirror, tmp_path / "inside", "SHA256SUMS.txt", *words)
+    assert len(mirror.log) == 1 and set(read_all(tmp_path)) <= {"inside/SHA256SUMS.txt"}
 
 
 def test_no_network(mirror, tmp_path, sleeps):
@@ -241,14 +228,13 @@ def test_a_folder_that_cannot_be_written(mirror, tmp_path):
     refuse(mirror, tmp_path, "00001_lr.dat could not be written")
 
 
-def test_one_command_leads_from_nothing_to_the_arrays(mirror, tmp_path):
-    """--download is worth as much as a folder made by hand: the same arrays, without naming the folder twice."""
+def test_one_command_leads_from_nothing_to_the_arrays(mirror, tmp_path, monkeypatch):
+    """--download is worth as much as a folder made by hand: the records are read there, without naming it twice."""
     mirror.publish(PTBXL, read_all(write_ptbxl(tmp_path / "hand", 100)))
-    for source in (("--ptbxl_path", tmp_path / "hand"), ("--download", tmp_path / "new", "--base_url", mirror.url)):
-        finished = run_script("preprocess.py", *source, "--sampling_rate", 100, "--workers", 1, "--data_path",
-                              tmp_path / f"data{source[0]}", "--limit", 20)
-        assert finished.returncode == 0, finished.stderr
-    for name in ("train.npy", "test.npy", "label.npy"):
-        by_hand, downloaded = (np.load(tmp_path / f"data{flag}" / name) for flag in ("--ptbxl_path", "--download"))
-        assert len(by_hand) and np.array_equal(by_hand, downloaded)
-    assert len(mirror.log) == len(set(mirror.log)) == 83
+    tasks = []
+    monkeypatch.setattr(preprocess, "prepare_all", lambda chosen, _: tasks.extend(chosen) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_script("preprocess.py", "--download", tmp_path / "new", "--base_url", mirror.url, "--sampling_rate", 100,
+                   "--data_path", tmp_path / "data")
+    assert len(mirror.log) == len(set(mirror.log)) == 83 and tasks
+    assert all(str(tmp_path / "new") in str(task) for task in tasks)

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ecg import ludb
-from evaluation import detection, localization, numbers, report
+from evaluation import detection, localization, numbers
 from evaluation.metrics import Resamples
 
 
@@ -41,14 +41,6 @@ def test_detection_groups(splits, scores):
     infarction = found["by_superclass"]["MI"]
     assert infarction["auroc"]["value"] == pytest.approx(roc_auc_score(labels[chosen], of_test[chosen]))
     assert infarction["records"] == (classes == "MI").sum()
-
-
-def test_age_bands():
-    """A band holds its lower edge and not its upper one; unknown ages are in none."""
-    bands = detection.split_ages(np.array([0, 39.5, 40, 54, 55, 65, 74.9, 75, 90, np.nan]))
-    assert {name: np.flatnonzero(rows).tolist() for name, rows in bands.items()} == {
-        "0-40": [0, 1], "40-55": [2, 3], "55-65": [4], "65-75": [5, 6], "75-": [7, 8]}
-    assert detection.split_ages(None) == {} and detection.split_ages(np.array([np.nan])) == {}
 
 
 def test_operating_points_come_from_fold_9_alone(splits, scores):
@@ -134,12 +126,3 @@ def test_each_number_is_held_against_the_best_trivial_one(splits, scores):
     assert beyond["detection"]["difference"]["high"] < 0
     parts = numbers.beyond_parts(own, baselines["detection"])
     assert parts["truth"] == beyond["detection"]["difference"] and parts["noise"]["low"] > 0
-
-
-def test_average_of_runs():
-    """Mean and sample standard deviation of the headline numbers, of the protocols that all runs have."""
-    def run(value, *protocols):
-        return {name: {**dict.fromkeys(numbers.HEADLINES.values()), "detection_auroc": value} for name in protocols}
-    found = numbers.average_runs([run(0.7, "clean", "paper"), run(0.8, "clean"), run(0.9, "combined", "clean")])
-    assert found == {"clean": {"detection_auroc": {"mean": pytest.approx(0.8), "sd": pytest.approx(0.1)}}}
-    assert "80.0 ± 10.0 | - |" in report.average_table(found, ["1-a", "2-b", "3-c"])

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import run_script
+from conftest import published_shapes, run_script
 
 from dataloader import valid_beats
 from ecg import arrays
@@ -54,6 +54,11 @@ def test_golden_values(few, published_state, tmp_path):
     assert set(found) == set(GOLDEN) and found["combined"][3:] == [None, None]
     for name, values in GOLDEN.items():
         assert found[name][:len(values)] == pytest.approx(list(values), rel=5e-4), name
+
+
+def test_published_names_and_shapes(reference):
+    """The checkpoint that the tests make up has exactly the published names and shapes."""
+    assert published_shapes() == json.loads((reference / "state_shapes.json").read_text())
 
 
 def test_the_authors_command_line_gives_their_numbers(reference, reference_records, published_state, tmp_path):

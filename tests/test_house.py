@@ -1,5 +1,7 @@
 """The house: what stands at the top level, and that imports run one way."""
 import ast
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -34,3 +36,11 @@ def test_imports_run_one_way(path):
     assert not upward, f"{path.name} imports {', '.join(upward)}"
     if own == "preprocess":
         assert set(imports_of(path)) <= {"ecg", "utils"}
+
+
+def test_machines_with_torch_alone():
+    """On prepared arrays both scripts run without pandas, wfdb, heartpy and a window system: none is imported."""
+    code = ("import sys\nsys.modules |= dict.fromkeys(('pandas', 'wfdb', 'heartpy'))\nimport test, train, ecg.ludb\n"
+            "print('matplotlib.pyplot' in sys.modules)")
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert finished.stdout.strip() == "False", finished.stderr

@@ -4,7 +4,8 @@ import pytest
 import torch
 from small import make_model, shrink
 
-from model import MCF, UNCERTAINTIES, compute_trend, forward_loss, load_checkpoint, save_checkpoint, translate_published
+from model import (MCF, PARTS, UNCERTAINTIES, compute_trend, forward_loss, load_checkpoint, save_checkpoint,
+                   translate_published)
 from scoring.fused import FusedMCF
 from utils import UserError
 
@@ -14,11 +15,6 @@ COMPAND = {"kind": "compand", "exponent": 0.1, "linear_below": 0.005, "scale": [
 @pytest.fixture
 def few_channels(monkeypatch):
     shrink(monkeypatch)
-
-
-def test_published_size():
-    """The number of parameters is the published one."""
-    assert sum(parameter.numel() for parameter in MCF().parameters()) == 7_085_779
 
 
 def test_attention_starts_as_four_linear_layers():
@@ -34,7 +30,7 @@ def test_attention_starts_as_four_linear_layers():
 @pytest.mark.usefixtures("few_channels")
 @pytest.mark.parametrize("uncertainty", UNCERTAINTIES)
 def test_other_leads_widths_and_uncertainties(uncertainty):
-    """Neither 12 leads nor 50 channels are hard-wired; the log-variance is shared, constant, or one a lead, unbounded."""
+    """Neither 12 leads nor 50 channels are hard-wired; the log-variance is shared, constant, or free for each lead."""
     network = MCF(enc_in=3, hidden=8, uncertainty=uncertainty).eval()
     ecg, beat = torch.rand(2, 4800, 3), torch.rand(2, 480, 3)
     (restored, logvar), (restored_beat, _), restored_trend = network(ecg, beat, compute_trend(ecg))
@@ -100,8 +96,9 @@ def test_own_checkpoint_round_trip(tmp_path, input_, uncertainty):
 def test_published_checkpoint_loads(tmp_path, published_state):
     """A checkpoint in the published names loads through the same door, with numpy scalars beside the weights."""
     expected = translate_published(published_state)
-    torch.save({"model_state_dict": published_state, "auc": np.float64(0.86), "epoch": np.int64(3)}, tmp_path / "auc.pt")
-    restored, facts = load_checkpoint(tmp_path / "auc.pt")
+    path = tmp_path / "auc.pt"
+    torch.save({"model_state_dict": published_state, "auc": np.float64(0.86), "epoch": np.int64(3)}, path)
+    restored, facts = load_checkpoint(path)
     assert facts == {"auc": 0.86, "epoch": 3} and restored.input == {"kind": "minmax"}
     assert all(torch.equal(restored.state_dict()[name], value) for name, value in expected.items())
 
@@ -128,19 +125,57 @@ def test_other_ways_to_save_weights_load(tmp_path, wrap):
 @pytest.mark.parametrize("change, words", [
     ({"lead_scale": [1.0] * 12}, "--input compand"), ({"input": {"kind": "scale"}}, "ValueError"),
     ({"input": COMPAND | {"scale": [1.0]}}, "ValueError"), ({"input": COMPAND | {"exponent": -1}}, "ValueError"),
-    ({"input": {"kind": "compand"}}, "exponent is missing"), ({"uncertainty": "huge"}, "ValueError")])
-def test_unsound_input_is_refused(tmp_path, change, words):
-    """What a checkpoint says of its input is checked, and what is no more says so."""
-    torch.save({"model_state_dict": make_model().state_dict(), **change}, tmp_path / "model.pt")
+    ({"input": {"kind": "compand"}}, "exponent is missing"), ({"uncertainty": "huge"}, "ValueError"),
+    ({"model_state_dict": {}}, "norm.bias is missing")])
+def test_unsound_content_is_refused(tmp_path, change, words):
+    """What a checkpoint says of its input is checked, what is no more says so, and a missing weight is named."""
+    state = make_model().state_dict()
+    del (state if "model_state_dict" in change else dict(state))["norm.bias"]
+    torch.save({**change, "model_state_dict": state}, tmp_path / "model.pt")
     with pytest.raises(UserError, match=words):
         load_checkpoint(tmp_path / "model.pt")
 
 
 @pytest.mark.usefixtures("few_channels")
-def test_missing_weight_is_named(tmp_path):
-    """A checkpoint without one weight says which one."""
-    state = make_model().state_dict()
-    del state["norm.bias"]
-    torch.save(state, tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"model.pt .*norm.bias is missing"):
-        load_checkpoint(tmp_path / "model.pt")
+@pytest.mark.parametrize("absent, zero", [(["global"], {"global"}), (["local"], {"local"}), (["trend"], {"trend"}),
+                                          (["cross_attention"], set()),
+                                          (["global", "cross_attention", "trend"], {"global", "trend"})])
+def test_each_ablation_leaves_out_one_thing(tmp_path, absent, zero):
+    """What is left out has no weights and no term; without attention between them the other terms stay as they were."""
+    parts = [part for part in PARTS if part not in absent]
+    torch.manual_seed(0)
+    network, ecg, beat = make_model(parts=parts), torch.rand(2, 4800, 12), torch.rand(2, 480, 12)
+    own = {name.split("_")[0] for name in network.state_dict()}
+    assert not own & (set(absent) - {"cross_attention"})
+    assert (network.attention is None) == ("cross_attention" in absent)
+    save_checkpoint(tmp_path / "model.pt", network)
+    network = load_checkpoint(tmp_path / "model.pt")[0].eval()
+    assert network.parts == tuple(parts)
+    fused = FusedMCF(network)
+    with torch.inference_mode():
+        trend = compute_trend(ecg)
+        terms = forward_loss(network(ecg, beat, trend), ecg, beat)
+        scored = forward_loss(fused.restore(fused.encode_global(ecg), fused.encode_local(beat), fused.begin_trend(
+            fused.encode_trend(trend))), ecg, beat)
+    assert {term for term in ("global", "local", "trend") if terms[term] == 0} == zero
+    torch.testing.assert_close(scored, terms, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("few_channels")
+def test_an_ablation_changes_no_other_branch():
+    """Without cross-attention, a network without one branch restores the other as the whole network does."""
+    ecg, beat = torch.rand(2, 4800, 12), torch.rand(2, 480, 12)
+    whole, trend = make_model(parts=("global", "local", "trend")), compute_trend(ecg)
+    with torch.inference_mode():
+        expected = whole(ecg, beat, trend)
+        for place, part in enumerate(("global", "local")):
+            part_alone = make_model(parts=(part,))
+            part_alone.load_state_dict({name: value for name, value in whole.state_dict().items()
+                                        if name.startswith(part)})
+            torch.testing.assert_close(part_alone(ecg, beat, trend)[place], expected[place])
+
+
+@pytest.mark.parametrize("parts", [("trend",), ("global", "beat")])
+def test_parts_that_make_no_network(parts):
+    with pytest.raises(ValueError, match="parts"):
+        MCF(hidden=2, parts=parts)

@@ -41,7 +41,8 @@ def test_two_processes_do_what_one_does(data, tmp_path, monkeypatch):
     np.testing.assert_array_equal(two["scores"], one["scores"])
     np.testing.assert_array_equal(two["maps"], one["maps"])
     np.testing.assert_allclose(two["gradient"], one["gradient"], rtol=1e-3, atol=1e-5 * np.abs(one["gradient"]).max())
-    one, two = (list(csv.DictReader((tmp_path / name / "history.csv").read_text().splitlines())) for name in ("one", "two"))
+    one, two = (list(csv.DictReader((tmp_path / name / "history.csv").read_text().splitlines()))
+                for name in ("one", "two"))
     assert [row["epoch"] for row in two] == ["1", "2"]
     for row, other in zip(one, two):
         assert abs(float(row["loss"]) - float(other["loss"])) < 0.2

@@ -1,38 +1,25 @@
 """Files of one's own: read is what was written, in the forms that people and devices write; the rest is refused."""
-import shutil
 import tracemalloc
 
 import numpy as np
 import pytest
-import wfdb
-from conftest import SHARED
+from small import beats_at, every, write_wfdb
 
 from ecg import csv_files, recording_files, signals, wfdb_files
 from ecg.recording_files import describe_flat, find_flat, open_recording, windows_of
 from ecg.signals import LEAD_NAMES, RecordError
 
-BEATS = np.arange(0.5, 90, 0.8) + 0.02 * np.sin(np.arange(112))
 NAMES, ROW = ",".join(LEAD_NAMES), ",".join(["0.1"] * 12)
 EIGHT = [0, 1, *range(6, 12)]           # I, II, V1 to V6
 
 
 def make_ecg(rate=500, duration=10):
-    """(samples, 12) mV, of another amplitude in every lead; the same signal at every rate. The limb leads fit."""
-    time = np.arange(round(duration * rate)) / rate
-    wave = sum(height * np.exp(-0.5 * ((time - BEATS[:, None] - centre) / width) ** 2).sum(axis=0)
-               for height, centre, width in ((0.1, -0.16, 0.025), (1.0, 0, 0.015), (0.2, 0.25, 0.05)))
-    leads = wave[:, None] * np.linspace(0.5, 1.6, 12)
+    """(samples, 12) mV; the same signal at every rate. The limb leads fit."""
+    times = every(0.8, 0.5, 90)
+    leads = beats_at(times, rate, 0.015, duration) + 0.2 * beats_at(times + 0.25, rate, 0.05, duration)
     one, two = leads[:, 0], leads[:, 1]
     leads[:, 2:6] = np.stack([two - one, -(one + two) / 2, one - two / 2, two - one / 2], axis=1)
     return leads
-
-
-def write_wfdb(folder, signal, rate=500, leads=LEAD_NAMES, unit="mV", gain=1000.0, name="record", fmt="16"):
-    """A WFDB record of values in this unit; returns its path without extension."""
-    number = signal.shape[1]
-    wfdb.wrsamp(name, fs=rate, units=[unit] * number, sig_name=list(leads), p_signal=signal, fmt=[fmt] * number,
-                adc_gain=[gain] * number, baseline=[0] * number, write_dir=str(folder))
-    return folder / name
 
 
 def write_csv(folder, signal, header=NAMES, comments=(), times=None, separator=",", name="own.csv"):
@@ -68,11 +55,11 @@ def edit(path, *replacements):
 @pytest.mark.parametrize("rate", [128, 257, 333.5, 1000])
 def test_any_rate(tmp_path, rate):
     """Whatever the rate, also one that shares no factor with 500, the signal lies at the same times."""
-    np.testing.assert_allclose(read(write_wfdb(tmp_path, make_ecg(rate), rate))[0], make_ecg(), atol=0.01)
+    np.testing.assert_allclose(read(write_wfdb(tmp_path / "record", make_ecg(rate), rate))[0], make_ecg(), atol=0.01)
 
 
-@pytest.mark.parametrize("unit, factor", [("mV", 1), ("uV", 1000), ("µV", 1000), ("μV", 1000), ("", 1)])
-@pytest.mark.parametrize("extension", ["", ".hea", ".dat", ".mat"])
+@pytest.mark.parametrize("unit, factor, extension", [("mV", 1, ""), ("uV", 1000, ".hea"), ("µV", 1000, ".dat"),
+                                                     ("μV", 1000, ".mat"), ("", 1, "")])
 def test_leads_units_and_gain(tmp_path, unit, factor, extension):
     """Leads in another order and case, any unit (none is mV, WFDB's default) and gain; the record by any of its files.
 
@@ -81,7 +68,7 @@ def test_leads_units_and_gain(tmp_path, unit, factor, extension):
     order = [7, 3, 1, 0, 2, 11, 10, 9, 8, 6, 5, 4]
     signal = np.column_stack([make_ecg()[:, order] * factor, np.zeros((5000, 3))])
     names = [LEAD_NAMES[place].lower() for place in order] + ["vx", "vy", "vz"]
-    path = write_wfdb(tmp_path, signal, 500, names, "uV", 613 / factor)
+    path = write_wfdb(tmp_path / "record", signal, 500, names, "uV", 613 / factor)
     edit(path, ("/uV", f"/{unit}" * bool(unit)))
     first, notes = read(f"{path}{extension}")
     np.testing.assert_allclose(first, make_ecg(), atol=0.002)
@@ -94,14 +81,14 @@ def test_leads_units_and_gain(tmp_path, unit, factor, extension):
 @pytest.mark.parametrize("style", ["Lead {}", "ECG {}", "lead_{}", "MDC_ECG_LEAD_{}", "ECG Lead {}"])
 def test_names_as_people_write_them(tmp_path, style):
     names = [style.format(lead.upper()).replace(" V", " C") for lead in LEAD_NAMES]
-    np.testing.assert_allclose(read(write_wfdb(tmp_path, make_ecg(), 500, names))[0], make_ecg(), atol=0.002)
+    np.testing.assert_allclose(read(write_wfdb(tmp_path / "record", make_ecg(), 500, names))[0], make_ecg(), atol=0.002)
 
 
 @pytest.mark.parametrize("kept", [EIGHT, [1, 2, *range(6, 12)], [0, 2, 4, *range(6, 12)]])
 def test_limb_leads_follow_from_two(tmp_path, kept):
     """III = II - I, aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2; which ones were derived is said."""
     names = [LEAD_NAMES[lead] for lead in kept]
-    first, notes = read(write_wfdb(tmp_path, make_ecg()[:, kept], 500, names))
+    first, notes = read(write_wfdb(tmp_path / "record", make_ecg()[:, kept], 500, names))
     np.testing.assert_allclose(first, make_ecg(), atol=0.002)
     assert notes == [", ".join(lead for lead in LEAD_NAMES if lead not in names) + " derived from the other limb leads"]
     path = write_csv(tmp_path, make_ecg()[:, kept] * 1000, ",".join(names), ("# fs: 500 Hz", "# unit: uV"))
@@ -117,7 +104,7 @@ def test_limb_leads_follow_from_two(tmp_path, kept):
     ("record 12 500 5000", "record 12 500 6000", "unreadable samples")])
 def test_wfdb_refusals(tmp_path, old, new, message):
     """What a header does not state (wfdb fills in 250 Hz and a gain of 200) or the program does not know."""
-    path = write_wfdb(tmp_path, make_ecg())
+    path = write_wfdb(tmp_path / "record", make_ecg())
     edit(path, (old, new))
     with pytest.raises(RecordError) as caught:
         read(path)
@@ -127,7 +114,7 @@ def test_wfdb_refusals(tmp_path, old, new, message):
 def test_files_that_are_missing(tmp_path, monkeypatch):
     """The path is the one that the user would type, from wherever the program is called."""
     (tmp_path / "sub").mkdir()
-    path = write_wfdb(tmp_path / "sub", make_ecg())
+    path = write_wfdb(tmp_path / "sub" / "record", make_ecg())
     path.with_suffix(".dat").unlink()
     monkeypatch.chdir(tmp_path)
     for named, missing in (("sub/record.hea", "sub/record.dat is missing"), ("sub/none", "sub/none.hea is missing"),
@@ -142,8 +129,8 @@ def test_samples_that_are_missing_or_damaged(tmp_path):
     signal = make_ecg(500, 20)
     signal[5007, 3] = np.nan
     with pytest.raises(RecordError, match="missing samples in lead aVR, the first at 10.014 s"):
-        list(windows_of(open_recording(write_wfdb(tmp_path, signal))))
-    path = write_wfdb(tmp_path, make_ecg(500, 20))
+        list(windows_of(open_recording(write_wfdb(tmp_path / "record", signal))))
+    path = write_wfdb(tmp_path / "record", make_ecg(500, 20))
     content = path.with_suffix(".dat").read_bytes()
     path.with_suffix(".dat").write_bytes(content[:-24] + b"\x01" + content[-23:])
     with pytest.raises(RecordError, match="lead I do not add up to their checksum"):
@@ -154,7 +141,7 @@ def test_samples_that_are_missing_or_damaged(tmp_path):
 
 def test_challenge_records(tmp_path):
     """PhysioNet Challenge 2020 and 2021: format 16x1+24, samples behind the 24 bytes of a .mat file's head."""
-    path = write_wfdb(tmp_path, make_ecg(), name="A0001")
+    path = write_wfdb(tmp_path / "A0001", make_ecg())
     data = path.with_suffix(".dat")
     data.with_suffix(".mat").write_bytes(bytes(24) + data.read_bytes())
     data.unlink()
@@ -163,20 +150,6 @@ def test_challenge_records(tmp_path):
     header.write_text(header.read_text().replace("500 5000", "500 5000 12-May-2020 12:33:59") + "#Age: 74\n")
     for named in ("A0001", "A0001.hea", "A0001.mat"):
         np.testing.assert_allclose(read(tmp_path / named)[0], make_ecg(), atol=0.001)
-
-
-@pytest.mark.skipif(not SHARED.joinpath("cases").is_dir(), reason="no ../shared/cases here")
-def test_shared_cases(tmp_path):
-    """INCART's header without a unit is its record with /mV; the missing signal file is named where it should be."""
-    for name in ("I01.hea", "I01.dat"):
-        shutil.copyfile(SHARED / "cases" / "header_without_unit" / name, tmp_path / name)
-    plain = [window for _, window in windows_of(open_recording(tmp_path / "I01"))]
-    header = (tmp_path / "I01.hea").read_text()
-    (tmp_path / "I01.hea").write_text(header.replace(" 306 ", " 306/mV "))
-    assert len(plain) == 3
-    np.testing.assert_array_equal(plain, [window for _, window in windows_of(open_recording(tmp_path / "I01"))])
-    with pytest.raises(RecordError, match="cases/nodat.dat is missing"):
-        open_recording(SHARED / "cases" / "missing_signal_file.hea")
 
 
 # ---- CSV
@@ -274,7 +247,7 @@ def test_csv_refusals(tmp_path, lines, message):
 def test_windows_do_not_depend_on_the_blocks(tmp_path, monkeypatch, rate, form):
     """85 s become nine windows, the last one at the end; read in small blocks they are what the whole signal gives."""
     signal = make_ecg(rate, 85)
-    path = (write_wfdb(tmp_path, signal, rate) if form == "wfdb" else
+    path = (write_wfdb(tmp_path / "record", signal, rate) if form == "wfdb" else
             write_csv(tmp_path, signal, f"time,{NAMES}", ("# unit: mV",), np.arange(len(signal)) / rate))
     monkeypatch.setattr(wfdb_files, "SAMPLES_AT_ONCE", 999)
     monkeypatch.setattr(csv_files, "LINES_AT_ONCE", 999)
@@ -298,7 +271,7 @@ def test_memory_does_not_grow_with_length(tmp_path, monkeypatch):
     monkeypatch.setattr(wfdb_files, "SAMPLES_AT_ONCE", 5000)
     peaks = []
     for repeats in (3, 36):
-        path = write_wfdb(tmp_path, np.tile(make_ecg(250, 40), (repeats, 1)), 250)
+        path = write_wfdb(tmp_path / "record", np.tile(make_ecg(250, 40), (repeats, 1)), 250)
         tracemalloc.start()
         assert sum(1 for _ in windows_of(open_recording(path))) == 4 * repeats
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -310,7 +283,7 @@ def test_memory_does_not_grow_with_length(tmp_path, monkeypatch):
     (4999, 500, "2 ms short of 10 s, padded with its last value"), (4995, 500, "10 ms short"), (4994, 500, None),
     (999, 100, "10 ms short"), (998, 100, None)])
 def test_up_to_10_ms_may_lack(tmp_path, samples, rate, note):
-    path = write_wfdb(tmp_path, make_ecg(rate)[:samples] + 0.25, rate)
+    path = write_wfdb(tmp_path / "record", make_ecg(rate)[:samples] + 0.25, rate)
     if note is None:
         with pytest.raises(RecordError, match="10 s is the least"):
             read(path)
@@ -323,14 +296,13 @@ def test_up_to_10_ms_may_lack(tmp_path, samples, rate, note):
 @pytest.mark.parametrize("leads, start, end, text", [
     (slice(None), 2, 6, "all leads 2-6"), ([6], 0, 10, "V1 0-10"), ([1, 2], 7.5, 10, "II, III 7.5-10"),
     ([3], 4, 5, ""), ([], 0, 0, "")])
-@pytest.mark.parametrize("factor", [1, 0.001])
-def test_electrodes_without_contact(leads, start, end, text, factor):
+def test_electrodes_without_contact(leads, start, end, text):
     """A lead that is flat for 2 s, at any offset and with a little noise, is named with its seconds, in any unit."""
     window = make_ecg() + 0.02 * np.random.default_rng(0).normal(size=(5000, 12)) + 2
     quiet = slice(int(500 * start), int(500 * end))
     window[quiet, leads] = -4 + 0.0005 * np.random.default_rng(1).normal(size=window[quiet, leads].shape)
-    spans = find_flat(window * factor)
-    for of_lead in spans.values():
-        of_lead[:] = [(round(begin, 1), round(stop, 1)) for begin, stop in of_lead]
-    assert describe_flat(spans) == text
+    for factor in (1, 0.001):
+        spans = {lead: [(round(begin, 1), round(stop, 1)) for begin, stop in of_lead]
+                 for lead, of_lead in find_flat(window * factor).items()}
+        assert describe_flat(spans) == text
     assert set(find_flat(np.zeros((5000, 12)))) == set(LEAD_NAMES) and recording_files.FLAT_FOR == 1000

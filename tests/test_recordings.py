@@ -1,19 +1,20 @@
-"""Recordings of one's own: scores are test.py's, doubts are said, what is bad is named, few of many windows are kept."""
+"""Recordings of one's own: scores are test.py's, doubts are said, the bad is named, few of many windows are kept."""
 import csv
 import json
 
 import numpy as np
 import pytest
-import torch
-from conftest import SHARED, run_script
-from test_recording_files import NAMES, make_ecg, write_csv, write_wfdb
+from conftest import run_script
+from small import few_channels, make_model, read_all, write_wfdb  # noqa: F401
+from test_recording_files import EIGHT, NAMES, make_ecg, write_csv
 
 from ecg import arrays
 from ecg.recording_files import open_recording, windows_of
-from ecg.signals import filter_leads
-from evaluation import recording_figures, recordings
+from ecg.signals import LEAD_NAMES, filter_leads
+from evaluation import recording_figures, recordings, rival
 from evaluation.recordings import RecordingSettings, score_recordings
-from model import MCF, load_checkpoint, save_checkpoint
+from model import load_checkpoint, save_checkpoint
+from scoring import without_network
 from scoring.passes import Scorer, Scores
 from scoring.protocols import PROTOCOLS
 from utils import UserError
@@ -24,9 +25,8 @@ NO_FIGURES = RecordingSettings(figures=0, device="cpu")
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A small network with made-up scores of fold 9's normals."""
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("ckpt") / "model.pt"
-    save_checkpoint(path, MCF(hidden=2), config={"protocol": "clean", "mask_ratio": 30},
+    save_checkpoint(path, make_model(), config={"protocol": "clean", "mask_ratio": 30},
                     fold9_normals={"paper": [0.5, 1.0, 9.0], "clean": [0.5, 1.0, 9.0]})
     return path
 
@@ -49,11 +49,7 @@ def read_rows(folder):
         return list(csv.DictReader(file))
 
 
-def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_scores_are_those_of_the_arrays(simulated, checkpoint, tmp_path, capsys):
+def test_scores_are_those_of_the_arrays(simulated, checkpoint, tmp_path, capsys, monkeypatch):
     """A record that is scored from its file has the score that it has in test.npy; its percentile counts the normals.
 
     Its figures are drawn, in mV; without a truth.
@@ -63,6 +59,7 @@ def test_scores_are_those_of_the_arrays(simulated, checkpoint, tmp_path, capsys)
     folder = simulated.parent / "ptb-xl" / "records500" / "00000"
     paths = [folder / f"{ecg_id:05d}_hr" for ecg_id in table["ecg_id"][:2]]
     model = load_checkpoint(checkpoint)[0].eval()
+    monkeypatch.setattr(recording_figures.figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})
     score_recordings(paths, checkpoint, tmp_path, RecordingSettings(device="cpu"))
     printed, rows = capsys.readouterr().out, read_rows(tmp_path)
     assert [row["record"] for row in rows] == [str(path) for path in paths]
@@ -74,26 +71,19 @@ def test_scores_are_those_of_the_arrays(simulated, checkpoint, tmp_path, capsys)
             lower = 100 * np.mean(np.array([0.5, 1.0, 9.0]) < score)
             assert float(row[f"{name}_percentile"]) == pytest.approx(lower)
             assert f"{score:.4f}" in printed and f"{lower:.1f}" in printed
+    fitted, normals = rival.load_rival(rival.FITTED_FILE)
+    features = rival.describe(records, arrays.load_r_peaks(simulated, "test", records, "slope"), np.arange(2))
+    for row, score in zip(rows, without_network.score(fitted, features)):
+        assert float(row["no_network_score"]) == pytest.approx(score, rel=1e-3)
+        assert float(row["no_network_percentile"]) == pytest.approx(100 * np.mean(normals < score), abs=0.2)
+    with open(tmp_path / "record_unusual.csv", newline="") as file:
+        unusual = list(csv.DictReader(file))
+    first = without_network.unusual(fitted, features[0])[0]
+    assert len(unusual) == 20 and (unusual[0]["lead"], unusual[0]["wave"]) == first[:2]
+    assert float(unusual[0]["value"]) == pytest.approx(first[2], abs=1e-3) and rival.tell(first) in printed
     assert "Not for clinical use." in printed and "note:" not in printed
-    assert names_in(tmp_path) == sorted(["record_results.json", "record_scores.csv"] + [
+    assert sorted(read_all(tmp_path)) == sorted(["record_results.json", "record_scores.csv", "record_unusual.csv"] + [
         f"record_{number}-{path.name}_0s.{kind}" for number, path in enumerate(paths, 1) for kind in ("png", "pdf")])
-
-
-@pytest.mark.skipif(not SHARED.joinpath("cases").is_dir(), reason="no ../shared/cases here")
-def test_shared_cases(tmp_path, capsys):
-    """29 beats are 8, and the doubt is said; a header without a unit scores as one with mV."""
-    cases = SHARED / "cases"
-    weights = recordings.Path(__file__).parents[1] / "ckpt" / "mymodel.pt"
-    (tmp_path / "I01.dat").write_bytes((cases / "header_without_unit" / "I01.dat").read_bytes())
-    header = (cases / "header_without_unit" / "I01.hea").read_text()
-    (tmp_path / "I01.hea").write_text(header.replace(" 306 ", " 306/mV "))
-    score_recordings([cases / "doubled_beats" / "ptbxl60", cases / "header_without_unit" / "I01", tmp_path / "I01"],
-                     weights, tmp_path / "out", NO_FIGURES)
-    rows = read_rows(tmp_path / "out")
-    assert (rows[0]["beats"], rows[0]["heartpy_beats"]) == ("8", "29")
-    assert "differ by more than a quarter in 1 of 1 windows (at 0 s 29 against 8 beats)" in capsys.readouterr().out
-    for name in PROTOCOLS:
-        assert abs(float(rows[2][f"{name}_percentile"]) - float(rows[5][f"{name}_percentile"])) <= 0.5
 
 
 def test_what_is_drawn_is_the_recording(tmp_path, checkpoint, monkeypatch):
@@ -101,7 +91,7 @@ def test_what_is_drawn_is_the_recording(tmp_path, checkpoint, monkeypatch):
     drawn = []
     monkeypatch.setattr(recording_figures.figures, "draw_record", lambda *drawing: drawn.append(drawing))
     monkeypatch.setattr(recording_figures.figures, "pack", lambda _: {})
-    path = write_wfdb(tmp_path, make_ecg(500, 12))
+    path = write_wfdb(tmp_path / "record", make_ecg(500, 12))
     score_recordings([path], checkpoint, tmp_path / "own", RecordingSettings(device="cpu", protocols=("clean",)))
     filtered = {start: filter_leads(window) for start, window in windows_of(open_recording(path))}
     assert len(drawn) == 2 and set(filtered) == {0, 1000}
@@ -116,9 +106,9 @@ def test_what_is_drawn_is_the_recording(tmp_path, checkpoint, monkeypatch):
 
 def test_one_bad_file_among_several(tmp_path, checkpoint, quick):
     """The others are scored, the bad one is named with its reason, and the exit code is 2 at the end."""
-    good = [write_wfdb(tmp_path, make_ecg(), name=f"good{number}") for number in (1, 2)]
+    good = [write_wfdb(tmp_path / f"good{number}", make_ecg()) for number in (1, 2)]
     bad = write_csv(tmp_path, make_ecg(), NAMES.replace("V6", "V7"), ("# fs: 500 Hz", "# unit: mV"), name="bad.csv")
-    cut = write_wfdb(tmp_path, make_ecg(500, 30), name="cut")           # found when some windows are scored already
+    cut = write_wfdb(tmp_path / "cut", make_ecg(500, 30))           # found when some windows are scored already
     cut.with_suffix(".dat").write_bytes(cut.with_suffix(".dat").read_bytes()[:-2400])
     script, flags = "tools/score_recordings.py", ("--load_path", checkpoint, "--figures", 0, "--device", "cpu")
     done = run_script(script, good[0], bad, cut, good[1], *flags, "--output_dir", tmp_path / "own")
@@ -151,9 +141,8 @@ def test_doubts_stand_beside_the_score(tmp_path, checkpoint, quick, capsys, chan
 
 def test_eight_leads_without_normals(tmp_path, quick, capsys):
     """What was derived is said; a checkpoint without normals gives "-" and the reason."""
-    save_checkpoint(tmp_path / "bare.pt", MCF(hidden=2))
-    names = ["I", "II", *(f"V{number}" for number in range(1, 7))]
-    path = write_wfdb(tmp_path, make_ecg()[:, [0, 1, *range(6, 12)]], leads=names)
+    save_checkpoint(tmp_path / "bare.pt", make_model())
+    path = write_wfdb(tmp_path / "record", make_ecg()[:, EIGHT], leads=np.array(LEAD_NAMES)[EIGHT])
     score_recordings([path], tmp_path / "bare.pt", tmp_path / "own", NO_FIGURES)
     printed = capsys.readouterr().out
     assert "note: III, aVR, aVL, aVF derived" in printed and "holds no scores of fold 9's normals" in printed
@@ -164,7 +153,7 @@ def test_eight_leads_without_normals(tmp_path, quick, capsys):
 def test_long_recordings(tmp_path, checkpoint, quick, monkeypatch, capsys, windows, figures, drawn):
     """Every window is scored, few at a time; the most anomalous are printed and drawn, and the score over time."""
     height = 1 + np.arange(windows)[::-1] % 7 / 10                           # of each window, so what is drawn is known
-    path = write_wfdb(tmp_path, np.tile(make_ecg(125), (windows, 1)) * np.repeat(height, 1250)[:, None], 125)
+    path = write_wfdb(tmp_path / "record", np.tile(make_ecg(125), (windows, 1)) * np.repeat(height, 1250)[:, None], 125)
     monkeypatch.setattr(Scorer, "restore", lambda self, records, *_: (records.signals[:, 100:4900],) * 2)
     monkeypatch.setattr(recording_figures.figures, "pack", lambda figure: {"png": b"drawn"})
     monkeypatch.setattr(recording_figures.figures, "draw_record", lambda *_: None)
@@ -175,7 +164,7 @@ def test_long_recordings(tmp_path, checkpoint, quick, monkeypatch, capsys, windo
     assert max(quick) <= recordings.WINDOWS_AT_ONCE and printed.count("\n") < 25
     assert ("65 windows, the 10 most anomalous" in printed) == (windows == 65)
     best = sorted(rows, key=lambda row: -float(row["clean_score"]))[:drawn]
-    assert names_in(tmp_path / "own") == sorted(["record_results.json", "record_scores.csv"] + [
+    assert sorted(read_all(tmp_path / "own")) == sorted(["record_results.json", "record_scores.csv"] + [
         f"record_1-record_{float(row['start_s']):g}s.png" for row in best]
         + ["record_1-record_scores.png"] * bool(drawn))
 
@@ -194,7 +183,7 @@ def test_the_score_over_time():
 
 def test_no_file_is_replaced_that_is_not_ours(tmp_path, checkpoint, quick):
     """A rerun replaces what the last one wrote, unless it was changed since; a stranger in the way is named."""
-    path, out = write_wfdb(tmp_path, make_ecg()), tmp_path / "own"
+    path, out = write_wfdb(tmp_path / "record", make_ecg()), tmp_path / "own"
     for _ in range(2):
         score_recordings([path], checkpoint, out, NO_FIGURES)
     for name in ("record_1-notes.png", "record_scores.csv"):
@@ -208,12 +197,10 @@ def test_no_file_is_replaced_that_is_not_ours(tmp_path, checkpoint, quick):
 
 def test_what_cannot_be_scored_with(tmp_path, quick):
     """A network of other leads, and a protocol that it cannot be scored under, end in a sentence."""
-    save_checkpoint(tmp_path / "eight.pt", MCF(enc_in=8, hidden=2))
-    with pytest.raises(UserError, match="8 leads"):
-        score_recordings([write_wfdb(tmp_path, make_ecg())], tmp_path / "eight.pt", tmp_path / "own", NO_FIGURES)
-    for flags in (("--load_model", 0), ("--load_path", "a.pt", "b.pt")):
-        done = run_script("test.py", "--record", tmp_path / "record", *flags)
-        assert done.returncode == 2 and "one trained network" in done.stderr
+    save_checkpoint(tmp_path / "eight.pt", make_model(enc_in=8))
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file"):
-        score_recordings([tmp_path / "record"], tmp_path / "eight.pt", tmp_path / "file", NO_FIGURES)
+    for folder, words in (("own", "8 leads"), ("file", "file")):
+        with pytest.raises(UserError, match=words):
+            score_recordings([tmp_path / "record"], tmp_path / "eight.pt", tmp_path / folder, NO_FIGURES)
+    for flags in (("--load_model", 0), ("--load_path", "a.pt", "b.pt")):
+        assert "one trained network" in run_script("test.py", "--record", tmp_path / "record", *flags).refusal

@@ -14,6 +14,7 @@ from scoring.passes import Scorer
 from scoring.protocols import CLEAN, PAPER, PROTOCOLS, protocols_for
 from utils import UserError
 
+MINMAX = {"kind": "minmax"}
 COMPAND = {"kind": "compand", "exponent": 0.1, "linear_below": 0.005, "scale": [1.0 + 0.1 * lead for lead in range(12)]}
 
 
@@ -62,33 +63,27 @@ def test_batching_and_choosing_rows_do_not_show(small_model, some, protocol, med
     assert (whole.without_r_peak, whole.without_valid_beat) == (1, 1)
 
 
-GOLDEN = {"paper": 0.360924, "clean, every beat": 0.710512, "clean": 0.737698, "clean, companded": 0.736611}
+@pytest.mark.parametrize("protocol, median, input_", [
+    (PAPER, False, MINMAX), (CLEAN, False, MINMAX), (CLEAN, True, MINMAX), (CLEAN, True, COMPAND)])
+def test_scores_and_maps_of_the_plain_loop(model, published_state, some, monkeypatch, protocol, median, input_):
+    """As of one beat and one mask at a time, or of one median beat whose errors lie at every beat's place.
 
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_golden_scores(model, monkeypatch, name):
-    """One record, one number, from known weights: what no change of the code may change unnoticed."""
-    wave = np.exp(-0.5 * (((np.arange(5000) - 300) % 400 - 100) / 8) ** 2) - 0.4 * np.exp(
-        -0.5 * (((np.arange(5000) - 300) % 400 - 230) / 25) ** 2)
-    wave *= 1 + 0.5 * np.sin(np.arange(5000) / 300)                     # no beat is like another
-    record = Records((wave[:, None] * np.linspace(-1, 1.2, 12)).astype(np.float32)[None], "test.npy")
-    monkeypatch.setattr(model, "input", COMPAND if "companded" in name else {"kind": "minmax"})
-    scorer = Scorer(model, PROTOCOLS[name.split(",")[0]], median=False if "every" in name else None)
-    assert scorer.score(record, [np.arange(400, 4400, 400)]).scores[0] == pytest.approx(GOLDEN[name], rel=1e-4)
-
-
-@pytest.mark.parametrize("input_", [{"kind": "minmax"}, COMPAND], ids=["minmax", "compand"])
-def test_median_beat_stands_for_all(model, published_state, some, input_, monkeypatch):
-    """Scores and maps equal the plain loop with one median beat, whose errors lie at every beat's place."""
+    The last record has no beat.
+    """
     records, r_peaks = some
     monkeypatch.setattr(model, "input", input_)
-    found = Scorer(model, CLEAN, median=True).score(records, r_peaks, [1], with_maps=True)
-    by = None if input_["kind"] == "minmax" else (0.1, 0.005, COMPAND["scale"])
+    scorer, rows = Scorer(model, protocol, median=median), [1] if median else [1, 3]
+    scores = scorer.score(records, r_peaks, rows).scores
+    maps = scorer.score(records, r_peaks, rows, with_maps=True).maps
+    options = {"compand_by": (0.1, 0.005, COMPAND["scale"]) if input_ is COMPAND else None, "median": median}
     with torch.inference_mode():
-        score, heat = plain.score_record(published_state, records.signals[1].astype(float), r_peaks[1], "clean",
-                                         compand_by=by, median=True)
-    assert found.scores[0] == pytest.approx(score, rel=1e-4)
-    np.testing.assert_allclose(found.maps[0], heat, atol=1e-4 * heat.max())
+        for place, row in enumerate(rows):
+            record, of_map = records.signals[row].astype(float), (protocol, row) != (PAPER, 3)
+            score, heat = plain.score_record(published_state, record, r_peaks[row], protocol.name, of_map, **options)
+            if protocol is PAPER and of_map:                # maps are of the normalised record
+                _, heat = plain.score_record(published_state, plain.normalize(record), r_peaks[row], "paper")
+            assert scores[place] == pytest.approx(score, rel=1e-4)
+            assert not of_map or np.abs(maps[place] - heat).max() <= 1e-4 * heat.max()
 
 
 def test_which_beats_and_protocols(small_model):
@@ -121,9 +116,9 @@ def test_unit_and_storage(small_model, some):
         Scorer(small_model, CLEAN).score(Records(stored, "benchmark_data.npy", in_millivolts=False), r_peaks)
 
 
-@pytest.mark.parametrize("input_", [{"kind": "minmax"}, COMPAND], ids=["minmax", "compand"])
+@pytest.mark.parametrize("input_", [MINMAX, COMPAND], ids=["minmax", "compand"])
 def test_restorations_are_in_millivolts(small_model, some, input_):
-    """A network that restores its input perfectly gives the record back, from mV or from min-maxed arrays with bounds."""
+    """A network that restores its input perfectly gives the record back, from mV or min-maxed with bounds."""
     records, r_peaks = some
     low, high = records.signals.min(axis=1), records.signals.max(axis=1)
     stored = Records(2 * (records.signals - low[:, None]) / (high - low)[:, None] - 1, "train.npy", (low, high))
@@ -161,6 +156,17 @@ def test_smoothing_is_scipys():
     maps = np.random.default_rng(0).random((2, 700, 3)).astype(np.float32)
     found = passes.smooth_maps(torch.from_numpy(maps)).numpy()
     np.testing.assert_allclose(found, gaussian_filter1d(maps, passes.SMOOTHING, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("power", [-40, -3, 6])
+@pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
+def test_any_record_gets_a_finite_score(small_model, protocol, power):
+    """Any accepted record with R peaks anywhere, even outside it, gets finite scores and maps."""
+    rng = np.random.default_rng(0)
+    records = Records((rng.normal(size=(2, 5000, 12)) * 10.0 ** power).clip(-1e6, 1e6).astype(np.float32), "record")
+    r_peaks = [rng.integers(-10 ** 6, 10 ** 6, 30), np.array([-7, 140, 200, 201, 4399, 4660, 5000])]
+    scored = Scorer(small_model, protocol).score(records, r_peaks, with_maps=True)
+    assert np.isfinite(scored.scores).all() and np.isfinite(scored.maps).all()
 
 
 def test_unsound_weights_and_full_memory_are_told(small_model, some, monkeypatch):

@@ -1,8 +1,9 @@
 """The weights that come along are those that their card describes; the tool that makes them ready."""
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, run_script
+from conftest import ROOT, SHARED, run_script
 from small import make_data, make_model, shrink
 
 from ecg.arrays import load_r_peaks, open_records
@@ -39,6 +40,23 @@ def test_shipped_weights_find_simulated_blocks(simulated, protocol):
     r_peaks = load_r_peaks(simulated, "test", records, protocol.detector)
     scores = Scorer(model, protocol).score(records, r_peaks, beats_per_record=1).scores
     assert detection_auroc(np.load(simulated / "label.npy"), scores) > 0.5
+
+
+@pytest.mark.skipif(not SHARED.joinpath("cases").is_dir(), reason="no ../shared/cases here")
+def test_shipped_weights_score_recordings_of_ones_own(tmp_path):
+    """29 beats are 8, and the doubt is said; a header without a unit scores as one with mV."""
+    cases = SHARED / "cases"
+    (tmp_path / "I01.dat").write_bytes((cases / "header_without_unit" / "I01.dat").read_bytes())
+    header = (cases / "header_without_unit" / "I01.hea").read_text()
+    (tmp_path / "I01.hea").write_text(header.replace(" 306 ", " 306/mV "))
+    done = run_script("tools/score_recordings.py", cases / "doubled_beats" / "ptbxl60", cases / "header_without_unit" /
+                      "I01", tmp_path / "I01", "--load_path", SHIPPED, "--output_dir", tmp_path / "out", "--figures", 0)
+    assert done.returncode == 0, done.stderr
+    assert "differ by more than a quarter in 1 of 1 windows (at 0 s 29 against 8 beats)" in done.stdout
+    rows = pd.read_csv(tmp_path / "out" / "record_scores.csv")
+    assert rows.loc[0, ["beats", "heartpy_beats"]].tolist() == [8, 29]
+    for name in PROTOCOLS:
+        assert abs(rows[f"{name}_percentile"][2] - rows[f"{name}_percentile"][5]) <= 0.5
 
 
 def test_ship_weights(tmp_path, monkeypatch):

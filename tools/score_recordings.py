@@ -24,8 +24,8 @@ def main():
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
     parser.add_argument("--amp", choices=("off", "bf16"), default="off")
     arguments = parser.parse_args()
-    if not 1 <= arguments.mask_ratio <= 100:
-        raise UserError(f"--mask_ratio {arguments.mask_ratio} is out of range; choose 1 to 100")
+    if not 0 <= arguments.mask_ratio <= 100:
+        raise UserError(f"--mask_ratio {arguments.mask_ratio} is out of range; choose 0 to 100")
     names = tuple(PROTOCOLS) if arguments.protocol == "all" else (arguments.protocol,)
     score_recordings(arguments.record, arguments.load_path, arguments.output_dir, settings_of(arguments, names))
 

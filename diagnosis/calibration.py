@@ -1,0 +1,54 @@
+"""What fold 9 says of a network's logits: thresholds, and probabilities that mean what they say. Kept in checkpoints.
+
+The probability of a statement is sigmoid(slope * logit + offset), one slope for all and one offset each: a rare
+statement has too few records for a slope of its own.
+"""
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from evaluation.metrics import choose_thresholds, count_by_score
+
+LEAST_POSITIVES = 5             # in fold 9, for a threshold at which a statement is named
+OFFSET_PENALTY = 1.0            # on an offset's square, in records: a prior at the offset that all share
+
+
+def best_f1(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The highest threshold that maximises F1 of "present where score >= threshold": labels, scores (N,)."""
+    positive, negative = (np.cumsum(count[::-1])[::-1] for count in count_by_score(labels, scores))
+    f1 = 2 * positive / (positive + negative + (labels == 1).sum())
+    return float(np.unique(scores)[f1 >= f1.max() - 1e-12].max())
+
+
+def calibrate(labels: np.ndarray, logits: np.ndarray, prevalence) -> dict:
+    """For a checkpoint: slope, offsets and prevalence (classes,), and the thresholds of each statement, on the logit.
+
+    labels, logits: (N, classes) of fold 9; prevalence: in the training records. "youden": None without a positive;
+    "naming": the best F1, None below LEAST_POSITIVES.
+    """
+    targets, values = torch.from_numpy(labels).double(), torch.from_numpy(logits).double()
+    start = torch.logit(torch.as_tensor(prevalence, dtype=torch.double).clamp(1e-4, 1 - 1e-4)) - values.mean(dim=0)
+    slope = torch.zeros((), dtype=torch.double, requires_grad=True)                 # of its logarithm
+    offsets = torch.zeros(values.shape[1], dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([slope, offsets], max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        scores = slope.exp() * (values - values.mean(dim=0)) + values.mean(dim=0) + start + offsets
+        value = F.binary_cross_entropy_with_logits(scores, targets, reduction="sum")
+        value = value + OFFSET_PENALTY * offsets.square().sum()
+        value.backward()
+        return value
+    optimizer.step(loss)
+    factor = float(slope.detach().exp())
+    offset = (1 - factor) * values.mean(dim=0) + start + offsets.detach()
+    columns = list(zip(labels.T, logits.T))
+    return {"slope": factor, "offsets": offset.tolist(), "prevalence": [float(share) for share in prevalence],
+            "youden": [choose_thresholds(one, scores)["youden"] if 0 < one.sum() < len(one) else None
+                       for one, scores in columns],
+            "naming": [best_f1(one, scores) if one.sum() >= LEAST_POSITIVES else None for one, scores in columns]}
+
+
+def probabilities(logits: np.ndarray, calibration: dict) -> np.ndarray:
+    """(N, classes) logits -> calibrated probabilities."""
+    return 1 / (1 + np.exp(-(calibration["slope"] * logits + np.array(calibration["offsets"]))))

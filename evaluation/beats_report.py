@@ -1,0 +1,101 @@
+"""The report on MIT-BIH's beats: a network beside its rivals without one, by beats and by points."""
+import time
+
+import numpy as np
+
+from ecg.arrays import Records
+from ecg.beats import OTHER, Beats
+from evaluation import beats as numbers
+from evaluation.files import write_report
+from evaluation.report import REPORT_FILE, pack_csv, percent, table
+from evaluation.trivial import make_maps
+from scoring.beats import BIN, score_beats
+from scoring.beats_without_network import score_earliness, score_shapes
+from scoring.passes import Scorer
+
+SCORES_FILE = "beats_scores.csv"
+NEAR = slice(40 // BIN, 290 // BIN)         # of a profile: R - 200 to R + 300 ms, where no next beat is yet
+NETWORK, SHAPE, EARLY = "network", "shape (PCA)", "early (RR)"
+USUAL = ", less the record's usual"
+MARKED = {"S, V or F": numbers.CLASSES, "V": ("V",)}        # whose points are localized
+
+
+def score_network(scorer: Scorer, beats: Beats, split: str) -> tuple:
+    """(the log of the score of each beat, NaN in windows without a beat to validate or test on; rows; their maps)."""
+    of_beats, beat = beats.table, beats.table["class"] != OTHER
+    rows = np.unique(of_beats["window"][np.isin(of_beats[split], ("val", "test"))])
+    profiles, maps = score_beats(scorer, beats.records, beats.r_peaks(beat), rows)
+    score = np.full(len(beat), np.nan)
+    score[beat & np.isin(of_beats["window"], rows)] = np.log(profiles[:, :, NEAR].mean(axis=2).sum(axis=1))
+    return score, rows, maps
+
+
+def score_all(beats: Beats, split: str, network: np.ndarray) -> dict:
+    """{name: (beats,)}: the network, its rivals, both relative to the record's usual score, and sums of z."""
+    of_beats = beats.table
+    shape, early = score_shapes(beats.records, of_beats, of_beats[split] == "train"), score_earliness(of_beats)
+    scores = {NETWORK: network, NETWORK + USUAL: numbers.less_the_usual(of_beats, network),
+              SHAPE: shape, SHAPE + USUAL: numbers.less_the_usual(of_beats, shape), EARLY: early}
+    for name in (SHAPE, NETWORK, NETWORK + USUAL):
+        scores[f"{name} + {EARLY}"] = numbers.sum_of_z(of_beats, split, [scores[name], early])
+    return scores
+
+
+def localize(beats: Beats, split: str, scores: dict, rows: np.ndarray, maps: np.ndarray) -> dict:
+    """{classes that are marked: numbers of evaluate_maps} of the windows with such test beats. maps: of rows."""
+    of_beats, length, found = beats.table, beats.records.signals.shape[1], {}
+    for name, classes in MARKED.items():
+        windows = np.unique(of_beats["window"][(of_beats[split] == "test") & np.isin(of_beats["class"], classes)])
+        records = Records(beats.records.read(windows), beats.records.name)
+        peaks = beats.r_peaks(of_beats["class"] != OTHER)
+        of_windows = {NETWORK: maps[np.searchsorted(rows, windows)],
+                      **{f"{rival}, painted": numbers.paint(of_beats, windows, scores[rival], length)
+                         for rival in (NETWORK, SHAPE, EARLY)},
+                      **make_maps(records, [peaks[window] for window in windows])}
+        patients = of_beats["record"][np.searchsorted(of_beats["window"], windows)]
+        labels = numbers.mark_points(of_beats, windows, length, beats.records.leads, classes)
+        found[name] = numbers.evaluate_maps(labels, of_windows, patients)
+    return found
+
+
+def report_beats(scorer: Scorer, beats: Beats, split: str, folder, about: dict):
+    """Score, evaluate, print, and write report.md, results.json and beats_scores.csv to a folder. Raises UserError.
+
+    about: what results.json says of the checkpoint and the run.
+    """
+    started = time.perf_counter()
+    network, rows, maps = score_network(scorer, beats, split)
+    seconds, scores = time.perf_counter() - started, score_all(beats, split, network)
+    detection = {name: numbers.evaluate_beats(beats.table, split, score) for name, score in scores.items()}
+    localization = localize(beats, split, scores, rows, maps)
+    text = "\n".join([f"# MIT-BIH, {split} patients\n", *tell_detection(detection), *tell_localization(localization)])
+    chosen = np.isfinite(network) & np.isin(beats.table[split], ("val", "test"))
+    columns = {name: beats.table[name] for name in ("record", "window", "r_peak", "class", split)} | scores
+    rows = pack_csv(list(columns), zip(*(column[chosen].tolist() for column in columns.values())))
+    write_report(folder, {REPORT_FILE: (text + "\n").encode(), SCORES_FILE: rows},
+                 {**about, "beats": split, "detection": detection, "localization": localization, "seconds": seconds})
+    print(text)
+
+
+def tell_detection(detection: dict) -> list:
+    """The table of beats, as lines of text."""
+    some = next(iter(detection.values()))["beats"]
+    rows = [[name, *map(percent, (of_score["auroc"], of_score["average_precision"], of_score["f1_best"]["f1"],
+                                  of_score["f1"]["f1"], *(of_score["by_class"].get(kind, {"auroc": None})["auroc"]
+                                                          for kind in numbers.CLASSES)))]
+            for name, of_score in detection.items()]
+    return [f"{some['normal']:,} normal and {some['abnormal']:,} abnormal test beats of {some['patients']} patients, "
+            "in percent; intervals over patients. Best F1: at the best threshold on the test beats themselves, as "
+            "published, so optimistic. F1: at the best threshold on the validation beats. S, V, F: AUROC.\n",
+            table(["score", "AUROC", "average precision", "best F1", "F1", *numbers.CLASSES], rows)]
+
+
+def tell_localization(localization: dict) -> list:
+    """The tables of points, as lines of text."""
+    lines = []
+    for marked, of_maps in localization.items():
+        windows = next(iter(of_maps.values()))["windows"]
+        rows = [[name, percent(of_map["per_window"]), percent(of_map["pooled"])] for name, of_map in of_maps.items()]
+        lines += [f"\nPoints of beats that a cardiologist called {marked}, in {windows:,} windows of 10 s that hold "
+                  "normal beats too; AUROC in percent\n", table(["map", "mean per window", "pooled"], rows)]
+    return lines
