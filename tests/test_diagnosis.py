@@ -140,7 +140,7 @@ def test_prepare_writes_all_records_with_their_statements(tmp_path):
     training = statements.attributes[statements.training_rows()]
     np.testing.assert_allclose(training.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(training.std(axis=0), 1, atol=1e-5)
-    assert run_module("prepare", *flags).returncode == 0                    # its own files may be replaced
+    assert run_module("prepare", *flags, "--limit", 2).returncode == 0        # its own files may be replaced
     (tmp_path / "data" / statement_arrays.MANIFEST).unlink()
     refused = run_module("prepare", *flags)
     assert refused.returncode == 2 and "would be overwritten" in refused.stderr
@@ -290,8 +290,9 @@ def test_report_and_diagnosis_of_a_recording(data, encoder, tmp_path, monkeypatc
                          tmp_path / "shipped.pt")
     assert shipped.returncode == 0, shipped.stderr
     network, facts = network_of.load_diagnoser(tmp_path / "shipped.pt")
-    assert facts["calibration"]["slope"] == pytest.approx(network_of.load_diagnoser(tmp_path / "one.pt")[1][
-        "calibration"]["slope"], rel=0.05)
+    whole = network_of.load_diagnoser(tmp_path / "one.pt")[1]["calibration"]
+    assert facts["calibration"]["youden"][1] == pytest.approx(whole["youden"][1], abs=0.02)
+    assert facts["calibration"]["youden"] != whole["youden"]                    # measured again
     assert 2 * (tmp_path / "shipped.pt").stat().st_size < 1.5 * (tmp_path / "one.pt").stat().st_size
     finished = run_module("test", "--load_path", tmp_path / "shipped.pt", "--record", tmp_path / "my.csv",
                           "--record_rate", 500, "--record_unit", "mV", "--device", "cpu")
