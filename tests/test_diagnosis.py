@@ -13,7 +13,7 @@ from diagnosis import arrays as statement_arrays
 from diagnosis import calibration, features, measures
 from diagnosis import model as network_of
 from ecg import arrays
-from evaluation.metrics import Resamples
+from evaluation.metrics import Resamples, rank_records
 from model import MCF, save_checkpoint
 from utils import save_json, write_atomically
 
@@ -241,6 +241,16 @@ def test_macro_leaves_out_what_a_resample_lacks():
     np.testing.assert_allclose(mean.draws[without], one["auroc"].draws[without])
     np.testing.assert_allclose(mean.draws[~without], (one["auroc"].draws + two["auroc"].draws)[~without] / 2)
     assert mean["value"] == pytest.approx((one["auroc"]["value"] + two["auroc"]["value"]) / 2)
+
+
+def test_ranking_a_statement_is_ranking_records():
+    rng = np.random.default_rng(2)
+    labels, scores = (rng.random(90) < 0.2).astype(np.uint8), rng.integers(0, 20, 90) / 4       # with ties
+    resamples = Resamples(rng.integers(0, 60, 90), draws=150)
+    for name, expected in rank_records(labels, scores, resamples).items():
+        found = measures.rank_statement(labels, scores, resamples)[name]
+        np.testing.assert_allclose(found.draws, expected.draws)
+        assert found == pytest.approx(expected)
 
 
 def test_calibrated_probabilities_mean_what_they_say():
