@@ -81,6 +81,18 @@ def measure_all(statements: Statements, logits: np.ndarray, rows: np.ndarray, th
     return measured
 
 
+def count_named(labels: np.ndarray, logits: np.ndarray, thresholds: list) -> dict:
+    """How --record does on these records: statements named of a record, and how many of the named ones are right.
+
+    labels, logits: (N, classes); thresholds: None for a statement that is never named.
+    """
+    named = logits >= np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+    right = (named & (labels == 1)).sum()
+    return {"named_a_record": float(named.sum(axis=1).mean()), "present_a_record": float(labels.sum(axis=1).mean()),
+            "precision": float(right / max(named.sum(), 1)), "recall": float(right / max(labels.sum(), 1)),
+            "records_without": float((~named.any(axis=1)).mean())}
+
+
 def turned(by_folds: dict) -> dict:
     """{folds: {group: x}} -> {group: {folds: x}}, as results.json has it."""
     return {group: {folds: of[group] for folds, of in by_folds.items()} for group in (*GROUPS, ALL)}
@@ -143,6 +155,7 @@ def report(flags: argparse.Namespace, device):
     statements, names = load_statements(flags.data_path), names_of(flags.load_path)
     require_ours(flags.output_dir, (TABLE, f"{FIGURE}.png", f"{FIGURE}.pdf"))
     rows, about = statements.rows_of(*folds_named()["folds9and10"]), statements.about["statements"]
+    fold10 = np.isin(statements.table["fold"][rows], folds_named()["fold10"])
     group_of, measured, grouped, known = [one["group"] for one in about], {}, {}, {}
     for name, path in zip(names, flags.load_path):
         network, facts = load_diagnoser(path)
@@ -151,8 +164,12 @@ def report(flags: argparse.Namespace, device):
         measured[name] = measure_all(statements, logits, rows, facts["calibration"]["youden"])
         grouped[name] = {folds: by_group(of, group_of) for folds, of in measured[name].items()}
         known[name] = {"sha256": sha256_of(path), "config": facts["config"], "epochs": len(facts["history"]),
-                       "training_records": facts["training_records"]}
+                       "training_records": facts["training_records"],
+                       "naming": count_named(statements.labels[rows][fold10], logits[fold10],
+                                             facts["calibration"]["naming"])}
         show(name, turned(grouped[name]))
+        print("  statements named as by --record, fold 10: " + ", ".join(
+            f"{key} {value:.2f}" for key, value in known[name]["naming"].items()))
     differences = {f"{later} - {earlier}": turned({folds: subtract(grouped[later][folds], grouped[earlier][folds])
                                                    for folds in folds_named()})
                    for earlier, later in itertools.combinations(names, 2)}

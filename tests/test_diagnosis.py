@@ -12,6 +12,7 @@ from small import make_model, make_records
 from diagnosis import arrays as statement_arrays
 from diagnosis import calibration, features, measures
 from diagnosis import model as network_of
+from diagnosis.test import count_named
 from ecg import arrays
 from evaluation.metrics import Resamples, rank_records
 from model import MCF, save_checkpoint
@@ -251,6 +252,13 @@ def test_ranking_a_statement_is_ranking_records():
         found = measures.rank_statement(labels, scores, resamples)[name]
         np.testing.assert_allclose(found.draws, expected.draws)
         assert found == pytest.approx(expected)
+
+
+def test_naming_counts_what_is_named_and_right():
+    labels, logits = np.array([[1, 0, 1], [0, 0, 1]], np.uint8), np.array([[2.0, 2.0, 9.0], [0.0, 0.0, 9.0]])
+    assert count_named(labels, logits, [1.0, 1.0, None]) == {
+        "named_a_record": 1.0, "present_a_record": 1.5, "precision": 0.5, "recall": pytest.approx(1 / 3),
+        "records_without": 0.5}
 
 
 def test_calibrated_probabilities_mean_what_they_say():
