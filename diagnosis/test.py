@@ -30,7 +30,7 @@ from evaluation.figures import PAGE_MM, new_figure, pack, styled
 from evaluation.files import require_ours, write_report
 from evaluation.metrics import Resamples
 from evaluation.recordings import add_flags, prepare_window
-from evaluation.report import pack_csv
+from evaluation.report import pack_csv, percent
 from utils import UserError, choose_device, git_commit, require_writable, run, sha256_of, versions
 
 TABLE, FIGURE = "statements.csv", "long_tail"
@@ -137,17 +137,12 @@ def tabulate(about: list, measured: dict) -> bytes:
 
 
 def show(title: str, groups: dict, sign: str = ""):
-    """Print AUROC and average precision by group, in percent."""
+    """Print what results.json holds by group, in percent."""
     print(f"\n{title}")
     for group, of in groups.items():
-        cells = []
         for folds, measures in of.items():
-            for name in MEASURES:
-                value = measures[name]
-                cells.append(f"{folds} {name} -" if value is None else f"{folds} {name} {100 * value['value']:{sign}.1f}"
-                             f" [{100 * value['low']:{sign}.1f}, {100 * value['high']:{sign}.1f}]")
-        print(f"  {group:<9}" + "\n           ".join("  ".join(cells[start:start + 2])
-                                                      for start in range(0, len(cells), 2)))
+            print(f"  {group:<9}{folds:<14}" + "  ".join(f"{name} {percent(value, sign)}"
+                                                         for name, value in measures.items()))
 
 
 def report(flags: argparse.Namespace, device):

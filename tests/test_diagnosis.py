@@ -141,7 +141,13 @@ def test_prepare_writes_all_records_with_their_statements(tmp_path):
     training = statements.attributes[statements.training_rows()]
     np.testing.assert_allclose(training.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(training.std(axis=0), 1, atol=1e-5)
-    assert run_module("prepare", *flags, "--limit", 2).returncode == 0        # its own files may be replaced
+    positives = [statement["positives"] for statement in statements.about["statements"]]
+    assert run_module("prepare", *flags, "--training_share", 0.1).returncode == 0       # its own files may be replaced
+    fewer = statement_arrays.load_statements(tmp_path / "data")
+    assert np.array_equal(fewer.table["ecg_id"][fewer.rows_of(9, 10)],
+                          statements.table["ecg_id"][statements.rows_of(9, 10)])
+    assert 0 < len(fewer.training_rows()) < len(statements.training_rows()) // 2
+    assert [statement["positives"] for statement in fewer.about["statements"]] == positives
     (tmp_path / "data" / statement_arrays.MANIFEST).unlink()
     refused = run_module("prepare", *flags)
     assert refused.returncode == 2 and "would be overwritten" in refused.stderr
@@ -206,8 +212,8 @@ def test_resuming_gives_the_same_network(data, encoder, tmp_path, arm, monkeypat
     assert [row["epoch"] for row in parts["history"]] == [1, 2]
     for name, value in whole["model_state_dict"].items():
         assert torch.equal(value, parts["model_state_dict"][name]), name
-    assert ("attribute_head.5.bias" in whole["model_state_dict"]) == ("mcf.trend_decoder.0.weight" in
-                                                                       whole["model_state_dict"]) == (arm != "ad-frozen")
+    for name in ("attribute_head.5.bias", "mcf.trend_decoder.0.weight"):
+        assert (name in whole["model_state_dict"]) == (arm == "random-joint")
     refused = run_module("train", "--data_path", data, "--save_path", tmp_path / "parts.pt", "--batch_size", 8, *flags,
                          "--loss", "bce", "--resume")
     assert refused.returncode == 2 and "another loss" in refused.stderr
