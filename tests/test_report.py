@@ -84,11 +84,15 @@ class StandIn:
         return ecgs, ecgs - 0.25
 
 
+def use_stand_in(patch):
+    """StandIn in place of Scorer, and figures of a few bytes."""
+    patch.setattr(script, "Scorer", StandIn)
+    patch.setattr(figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})
+
+
 @pytest.fixture
 def stand_in(monkeypatch):
-    """StandIn in place of Scorer, and figures of a few bytes."""
-    monkeypatch.setattr(script, "Scorer", StandIn)
-    monkeypatch.setattr(figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})
+    use_stand_in(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +108,7 @@ def reported(arrays, checkpoint, tmp_path_factory):
     """(folder of a whole report, what was printed, the Examples that were drawn)."""
     folder, drawn, draw = tmp_path_factory.mktemp("reported") / "results", [], figures.draw_record
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(script, "Scorer", StandIn)
+        use_stand_in(patch)
         patch.setattr(figures, "draw_record", lambda example: drawn.append(example) or draw(example))
         finished = run_script("test.py", "--data_path", arrays, "--load_path", checkpoint, "--save_maps", 1,
                               "--output_dir", folder)
