@@ -24,9 +24,10 @@ from ecg import beats
 from ecg.arrays import Records
 from ecg.signals import LEAD_NAMES
 from evaluation import beats_report, drawing, figures, files, numbers, provenance, recordings, report, rival
-from evaluation.lesions import THINNING, Lesions, choose_lesions, rank_lesions
+from evaluation.lesions import Lesions, choose_lesions, rank_lesions
 from evaluation.localization import choose_examples
 from evaluation.numbers import Scored, Truth
+from evaluation.places import THINNING
 from evaluation.splits import load_splits
 from model import MCF, load_checkpoint
 from scoring.passes import Scorer
@@ -185,8 +186,9 @@ def report_run(folder: Path, run: Run, truth: Truth, rivals: rival.Rivals, about
         contents |= unusual | {f"{name}.{kind}": content for name, figure in drawn.items()
                                for kind, content in figures.pack(figure).items()}
     contents[report.SCORES_FILE] = report.pack_scores(truth.splits, columns)
-    contents[report.REPORT_FILE] = report.write_markdown(entries, rivals.baselines, about, list(drawn)).encode()
-    files.write_report(folder, contents, {**entries, "baselines": rivals.baselines, **about})
+    text = report.write_markdown(entries, rivals.baselines, rivals.maps, about, list(drawn))
+    contents[report.REPORT_FILE] = text.encode()
+    files.write_report(folder, contents, {**entries, "baselines": rivals.baselines, "maps": rivals.maps, **about})
     return entries, about
 
 
@@ -258,7 +260,7 @@ def main():
     if reports[1:]:
         report_average(output, names, [entries for entries, _ in reports], about)
     elif reports:
-        report.print_report(reports[0][0], rivals.baselines, reports[0][1])
+        report.print_report(reports[0][0], rivals.baselines, rivals.maps, reports[0][1])
     print(f"written to {output}: {report.REPORT_FILE}, {files.RESULTS_FILE}, {report.SCORES_FILE}"
           + " and the figures" * with_figures)
     stop_processes()

@@ -9,12 +9,11 @@ from ecg.arrays import (LESIONS_OF, Records, fingerprint, label_path, load_manif
                         open_labels, open_records, phases_path, signal_path)
 from ecg.lesions import KINDS
 from evaluation.metrics import Resamples
-from evaluation.places import PLACES, average_places, rank_places, with_kinds
+from evaluation.places import PLACES, average_places, rank_places, thinned, with_kinds
 from evaluation.points import bin_edges, pool_counts
 from utils import PROCESSES, UserError
 
 DETECTOR = "slope"                  # of the R peaks
-THINNING = 5                        # every 5th sample is ranked, 100 a second: no signal holds anything above 25 Hz
 ROWS_AT_ONCE = 128                  # whose maps are in memory, of each process
 NONE = "none"                       # the kind of a record without a lesion; it counts in the pooled number alone
 
@@ -66,11 +65,6 @@ def rank_lesions(lesions: Lesions, maps_of: Callable) -> dict:
                                 for row in range(len(rows))]).astype(np.float32) for kind in (1, 0)]
             ranks.setdefault(name, []).append((rank_places(labels, phases[:, :, None], maps), *counts))
     return {name: Ranks(*map(np.concatenate, zip(*blocks))) for name, blocks in ranks.items()}
-
-
-def thinned(points: np.ndarray) -> np.ndarray:
-    """Every THINNING-th sample of (n, 4800, ...)."""
-    return points[:, ::THINNING]
 
 
 def open_lesions(data_path, split: str, source: Records) -> Lesions | None:
@@ -126,7 +120,7 @@ def choose_lesions(lesions: Lesions, ranks: Ranks, protocol: str) -> list:
         rows = np.flatnonzero((lesions.kinds == kind) & np.isfinite(own))
         if len(rows):
             row = int(rows[np.argsort(-own[rows], kind="stable")[len(rows) // 2]])
-            chosen.append((row, figure_name(kind), f"{title}: {lesions.descriptions[row]}; the median of {len(rows)} by "
-                           f"AUROC, {own[row]:.2f} ({protocol})\nThe lesion is implanted in the normal ECG "
+            chosen.append((row, figure_name(kind), f"{title}: {lesions.descriptions[row]}; the median of {len(rows)} "
+                           f"by AUROC, {own[row]:.2f} ({protocol})\nThe lesion is implanted in the normal ECG "
                            f"{lesions.ecg_ids[row]}."))
     return chosen

@@ -1,5 +1,6 @@
 """Which samples of which lead: the truth of the benchmark, every number of localization, and the records to draw."""
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -8,11 +9,12 @@ from ecg import ludb
 from ecg.arrays import load_details
 from ecg.signals import LEAD_NAMES
 from evaluation.metrics import Resamples
-from evaluation.places import average_places, rank_places
+from evaluation.places import average_places, rank_places, thinned
 from evaluation.points import PointRanking, rank_each
 from evaluation.splits import Split
 
 EXAMPLE_DIAGNOSES = 4                   # whose records are drawn, the most frequent ones
+ROWS_AT_ONCE = 64                       # of which maps are made together
 RANKS = ("best", "median", "worst")     # of a diagnosis by the record's own AUROC: drawn are these
 
 
@@ -40,6 +42,21 @@ def open_benchmark(data_path, split: Split) -> Benchmark:
                      [f"in row {row}" for row in range(len(split.labels))] if ids is None else ids.tolist(),
                      LEAD_NAMES if leads == len(LEAD_NAMES) else tuple(f"lead {place + 1}" for place in range(leads)),
                      Resamples(split.patients))
+
+
+def evaluate_thinned(benchmark: Benchmark, split: Split, r_peaks: list, maps_of: Callable) -> dict:
+    """{name: all of localization} of maps that are made some records at a time, ranked at every fifth sample.
+
+    split: the benchmark's; maps_of: (records, r_peaks of all rows, rows) -> {name: (n, 4800, leads)}.
+    """
+    sparse = replace(benchmark, labels=thinned(benchmark.labels),
+                     phases=None if benchmark.phases is None else thinned(benchmark.phases))
+    blocks = []
+    for start in range(0, len(benchmark.labels), ROWS_AT_ONCE):
+        maps = maps_of(split.records, r_peaks, np.arange(start, min(start + ROWS_AT_ONCE, len(benchmark.labels))))
+        blocks.append({name: thinned(one).copy() for name, one in maps.items()})
+    return {name: evaluate_localization(sparse, np.concatenate([block[name] for block in blocks]))
+            for name in blocks[0]}
 
 
 def evaluate_localization(benchmark: Benchmark, maps: np.ndarray) -> dict:

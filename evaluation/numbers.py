@@ -11,7 +11,6 @@ from evaluation.detection import Cohort, evaluate_detection, open_cohort
 from evaluation.lesions import Lesions, Ranks, evaluate_lesions, open_lesions
 from evaluation.localization import Benchmark, evaluate_localization, open_benchmark
 from evaluation.places import PLACES
-from evaluation.trivial import OPPOSITES
 
 PARTS = ("detection", "localization", "lesions")        # of a score's numbers, each None where it has none
 # The AUROCs of the headline, and how results.json names their values.
@@ -56,20 +55,17 @@ def open_truth(data_path, splits: dict) -> Truth:
                  else None, open_lesions(data_path, "test", splits["test"].records))
 
 
-def evaluate_baselines(truth: Truth, scores: dict, maps: dict, ranks: dict) -> dict:
-    """{name of PARTS: {name: numbers}} of what knows no network; maps in OPPOSITES count reversed, too.
+def evaluate_maps(localized: dict, lesions: dict, baselines: dict) -> dict:
+    """{name: its numbers} of maps that belong to no protocol, each None where it has none.
 
-    scores: {name: {split: (records,)}}; maps: {name: (records, 4800, leads)}; ranks: {name: Ranks of the lesions}; a
-    part of which nothing is there is left out.
+    localized, lesions: {name: numbers} of the benchmark and of the lesions; baselines: of what knows no network.
     """
-    maps = maps | {OPPOSITES[name]: -one for name, one in maps.items() if name in OPPOSITES}
-    ranks = ranks | {OPPOSITES[name]: one.reversed() for name, one in ranks.items() if name in OPPOSITES}
-    baselines = {"detection": {name: evaluate_detection(truth.cohort, score) for name, score in scores.items()}}
-    if maps:
-        baselines["localization"] = {name: evaluate_localization(truth.benchmark, one) for name, one in maps.items()}
-    if ranks:
-        baselines["lesions"] = {name: evaluate_lesions(truth.lesions, one) for name, one in ranks.items()}
-    return baselines
+    entries = {}
+    for name in localized | lesions:
+        parts = {"localization": localized.get(name), "lesions": lesions.get(name)}
+        entries[name] = {**{HEADLINES[number]: value["value"] for number, value in headline_estimates(parts).items()
+                            if value}, **parts, "beyond_trivial": beyond_trivial(parts, baselines)}
+    return entries
 
 
 def evaluate(truth: Truth, scored: Scored, baselines: dict) -> dict:
@@ -136,6 +132,12 @@ def best_rival(rivals: dict, number: str) -> tuple:
     known = {name: values[number] for name, values in rivals.items() if values.get(number)}
     best = max(known, key=lambda name: known[name]["value"], default="")
     return best, known.get(best)
+
+
+def beyond_map(entry: dict, other: dict) -> dict:
+    """{number: Estimate}: what a map's headline numbers are above another's, paired. Both: of evaluate_maps."""
+    pairs = {number: (value, headline_estimates(other)[number]) for number, value in headline_estimates(entry).items()}
+    return {number: metrics.difference(*pair) for number, pair in pairs.items() if all(pair)}
 
 
 def beyond_parts(combined: dict, parts: dict) -> dict:

@@ -69,6 +69,6 @@ def tell_counts(counts: dict) -> list:
                          f"{counts['benchmark_records_with_both_classes']} of them with points of both kinds; "
                          f"{counts['benchmark_without_valid_beat']} without a valid beat")
     if counts["lesions"]:
-        sentences.append(f"lesions: {sum(counts['lesions'].values())} records made of {counts['lesions']['none']} normal "
-                         "ones: each of these as it is, and with one lesion at a time")
+        sentences.append(f"lesions: {sum(counts['lesions'].values())} records made of {counts['lesions']['none']} "
+                         "normal ones: each of these as it is, and with one lesion at a time")
     return sentences

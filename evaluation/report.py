@@ -13,11 +13,12 @@ FACTS = ("split", "ecg_id", "patient_id", "age", "sex", "label", "superclasses",
 TRIVIAL = "trivial: "                   # what the columns of scores without a network begin with
 COLUMNS = {"detection": "detection", "within_age_bands: macro": "within age bands",
            "localization_pooled": "localization, pooled", "localization_per_record": "loc., per record"}
-OF_LESIONS = {"lesions_within_record_and_phase": "lesions: lead of wave",
-              "lesions_within_record_and_lead": "moment of lead", "lesions_per_record": "per record",
-              "lesions_pooled": "pooled"}
-WITHIN = {"localization_within_record_and_phase": "localization, within record and phase: which lead of this wave",
-          "localization_within_record_and_lead": "localization, within record and lead: which moment of this lead"}
+OF_LESIONS = {"lesions_within_record_and_phase": "lead of wave", "lesions_within_record_and_lead": "moment of lead",
+              "lesions_per_record": "per record", "lesions_pooled": "pooled"}
+ON_BENCHMARK = {"localization_pooled": "pooled", "localization_per_record": "per record",
+                "localization_within_record_and_phase": "lead of wave",
+                "localization_within_record_and_lead": "moment of lead"}
+COMBINATION = "without network"         # the map of several without a network, in results.json's "maps"
 POINTS = {"sensitivity_90": "90 % sensitivity", "youden": "largest sensitivity + specificity"}
 HOW_SURE = ("AUROC in percent. Intervals are of 2,000 resamples of the patients; each holds with 95 % for its number "
             "alone: where many are compared at once, about one in twenty misses. *less*: the paired difference to the "
@@ -25,13 +26,16 @@ HOW_SURE = ("AUROC in percent. Intervals are of 2,000 resamples of the patients;
 HOW_PLACED = ("*Lesions* are implanted in normal ECGs, one in each, so the truth is exact (ecg/lesions.py). *Lead of "
               "wave* (within record and phase): a marked point is held against the unmarked points of the same record "
               "and wave. *Moment of lead* (within record and lead): against those of the same record and lead. A map "
-              "that is constant in a record has 50 % there. Both, and *per record*, are means over the kinds of lesion; "
-              "*pooled* is over all points of all records, those without a lesion too. The rival is one map in the "
-              "mean over kinds, and the best one for a kind in the tables by kind. Protocols that score every beat by "
-              "itself leave the lesions out: it would take many times as long.")
+              "that is constant in a record has 50 % there. Both, and *per record*, are means over the kinds of "
+              "lesion; *pooled* is over all points of all records, those without a lesion too. The rival is the best "
+              "single map without a network, one for the mean over kinds, another for each kind in the tables by kind. "
+              f"*{COMBINATION}* is several of them together; the maps with a network use one of their own "
+              "(scoring/maps.py), not the checkpoint. Protocols that score every beat by itself leave the lesions out: "
+              "it would take many times as long.")
 RULES_MARK = ("The marks of LUDB's benchmark are rules: they mark whole waves, in many leads at once, from a diagnosis. "
               "So pooled and per record tell which record and which wave more than which place. Within record and "
-              "phase asks for the place, and only records with a marked and an unmarked lead of a wave can answer.")
+              "phase asks for the place, and only records with a marked and an unmarked lead of a wave can answer. Maps "
+              "of no protocol are ranked at every fifth sample.")
 
 
 def maps_file(protocol: str) -> str:
@@ -73,15 +77,16 @@ def percent(value: dict | None, sign: str = "") -> str:
     return numbers[0] + (f" [{numbers[1]}, {numbers[2]}]" if numbers[1:] else "")
 
 
-def print_report(entries: dict, baselines: dict, about: dict):
-    """Print the tables and what stands behind them. baselines, about: as results.json holds them."""
-    for title, columns in (("AUROC, % [95 % interval]", COLUMNS), ("implanted lesions", OF_LESIONS)):
+def print_report(entries: dict, baselines: dict, maps: dict, about: dict):
+    """Print the tables and what stands behind them. baselines, maps, about: as results.json holds them."""
+    tables = {"AUROC, % [95 % interval]": (entries, COLUMNS)}
+    if "lesions" in baselines:
+        tables["implanted lesions"] = having({**entries, **maps}, OF_LESIONS), OF_LESIONS
+    for title, (rows, columns) in tables.items():
         best = [best_rival(name_rivals(baselines), number) for number in columns]
-        if columns is OF_LESIONS and "lesions" not in baselines:
-            continue
         lines = {title: columns.values()}
         lines |= {name: [percent(values.get(number)) for number in columns] for name, values in
-                  name_entries(entries).items() if columns is COLUMNS or values["lesions_pooled"]}
+                  name_entries(rows).items()}
         lines |= {"best without a network": [percent(value) for _, value in best], "": [name for name, _ in best]}
         print()
         for name, cells in lines.items():
@@ -91,58 +96,70 @@ def print_report(entries: dict, baselines: dict, about: dict):
         print("data: simulated ECGs; these numbers say nothing about patients")
 
 
+def having(entries: dict, numbers) -> dict:
+    """Those of the entries that have one of these numbers, by names of name_aurocs."""
+    values = name_entries(entries)
+    return {name: entry for name, entry in entries.items() if any(values[name].get(number) for number in numbers)}
+
+
 def table(header: list, rows: list) -> str:
     """A table of Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def write_markdown(entries: dict, baselines: dict, about: dict, drawn: list) -> str:
+def write_markdown(entries: dict, baselines: dict, maps: dict, about: dict, drawn: list) -> str:
     """report.md: every number, with its interval and its difference to the best score without a network.
 
-    baselines, about: as results.json holds them; drawn: names of the figures.
+    baselines, maps, about: as results.json holds them; drawn: names of the figures.
     """
-    header = [*(cell for name in entries for cell in (name, "less")), "best without a network"]
-    titles = COLUMNS | (WITHIN if "localization" in baselines else {})
-    parts = ["# Report of test.py", table(["", *header], number_rows(entries, baselines, titles)), HOW_SURE]
-    parts += [RULES_MARK] * any(one["by_diagnosis"] for one in baselines.get("localization", {}).values())
-    if "lesions" in baselines:
-        names = {number: title.removeprefix("lesions: ") for number, title in OF_LESIONS.items()}
-        parts += ["## Implanted lesions", table(["", *header], number_rows(entries, baselines, names)), HOW_PLACED,
-                  table(["without a network", *names.values()], [
-                      [name, *(percent(values.get(number)) for number in names)]
-                      for name, values in name_rivals(baselines).items() if "lesions_pooled" in values])]
+    parts = ["# Report of test.py", number_table(entries, baselines, COLUMNS), HOW_SURE]
     parts += [f"{name} less {part}, detection: {percent(gap, '+')}" for name, entry in entries.items()
               for part, gap in entry.get("beyond_parts", {}).items()]
-    parts += [*tell_counts(about["counts"]), *[tell_weights(about["checkpoint"])] * bool(entries),
-              "## Scores without a network", table(["", *COLUMNS.values()], [
-                  [name, *(percent(values.get(number)) for number in COLUMNS)]
-                  for name, values in name_rivals(baselines).items()])]
+    parts += [*tell_counts(about["counts"]), *[tell_weights(about["checkpoint"])] * bool(entries)]
+    if "lesions" in baselines:
+        parts += ["## Implanted lesions", number_table({**entries, **maps}, baselines, OF_LESIONS), HOW_PLACED]
+        parts += [f"{name} less {COMBINATION}, {OF_LESIONS[number]}: {percent(gap, '+')}"
+                  for name, entry in maps.items() for number, gap in entry.get("beyond_without_network", {}).items() if number in OF_LESIONS]
+        parts += [rival_table(baselines, OF_LESIONS)]
+    if "localization" in baselines:
+        parts += ["## Localization in the benchmark", number_table({**entries, **maps}, baselines, ON_BENCHMARK)]
+        parts += [RULES_MARK] * any(one["by_diagnosis"] for one in baselines["localization"].values())
+        parts += [rival_table(baselines, ON_BENCHMARK)]
+    parts += ["## Detection without a network", rival_table(baselines, {number: title for number, title in
+                                                                        COLUMNS.items() if number not in ON_BENCHMARK})]
     if points := point_rows(entries, baselines):
         parts += ["## Operating points, chosen on fold 9",
                   table(["score", "point", "sensitivity", "specificity", "precision", "F1"], points)]
     for grouping, title in GROUPINGS.items():
         if groups := group_titles(entries, baselines, grouping):
-            parts += [f"## {title}", table(["", *header], number_rows(entries, baselines, groups))]
+            parts += [f"## {title}", number_table({**entries, **maps}, baselines, groups)]
     if drawn:
         parts += ["## Figures", *(f"[![{name}]({name}.png)]({name}.pdf)" for name in drawn)]
     facts = {name: about[name] for name in ("commit", "device", "amp", "mask_ratio")} | about["versions"]
     return "\n\n".join([*parts, "## Provenance", table(["", ""], facts.items())]) + "\n"
 
 
-def number_rows(entries: dict, baselines: dict, titles: dict) -> list:
-    """A row a number of name_aurocs: every protocol's, what that is above the best score without a network, and this.
+def number_table(entries: dict, baselines: dict, titles: dict) -> str:
+    """A row a number of name_aurocs: what each entry has, and what that is above the best score without a network.
 
-    titles: {number: what the row is called}.
+    titles: {number: what the row is called}; an entry that has none of these numbers is left out.
     """
-    rivals, rows = name_rivals(baselines), []
+    rivals, rows, entries = name_rivals(baselines), [], having(entries, titles)
     for number, title in titles.items():
         rival, value = best_rival(rivals, number)
         cells = [cell for name, values in name_entries(entries).items() for cell in (
             percent(values.get(number)),
             percent(entries[name]["beyond_trivial"].get(number, {}).get("difference"), "+"))]
         rows.append([title, *cells, f"{percent(value)} {rival}"])
-    return rows
+    return table(["", *(cell for name in entries for cell in (name, "less")), "best without a network"], rows)
+
+
+def rival_table(baselines: dict, titles: dict) -> str:
+    """A row a score or map without a network that has one of the numbers. titles: {number: title of its column}."""
+    return table(["without a network", *titles.values()], [
+        [name, *(percent(values.get(number)) for number in titles)]
+        for name, values in name_rivals(baselines).items() if any(values.get(number) for number in titles)])
 
 
 def point_rows(entries: dict, baselines: dict) -> list:

@@ -8,13 +8,17 @@ import numpy as np
 
 from ecg.arrays import SIGNAL_FILES, VALIDATION_FOLD, Records, load_r_peaks, load_table, open_records, signal_path
 from ecg.signals import LEAD_NAMES
-from evaluation.detection import combine
-from evaluation.lesions import rank_lesions
-from evaluation.numbers import Scored, Truth, beyond_parts, evaluate, evaluate_baselines
-from evaluation.report import TRIVIAL, UNUSUAL_FILE, pack_csv
+from evaluation.detection import combine, evaluate_detection
+from evaluation.lesions import evaluate_lesions, rank_lesions
+from evaluation.localization import evaluate_thinned
+from evaluation.numbers import Scored, Truth, beyond_map, beyond_parts, evaluate, evaluate_maps
+from evaluation.report import COMBINATION, TRIVIAL, UNUSUAL_FILE, pack_csv
 from evaluation.splits import Split
-from evaluation.trivial import make_maps, score_people, score_signals
+from evaluation.trivial import OPPOSITES, make_maps, score_people, score_signals, with_opposites
 from scoring import without_network
+from scoring.beat_restorer import WEIGHTS, load_restorer
+from scoring.maps import CHOSEN, WITH_NETWORK, fit_maps
+from scoring.maps import make_maps as make_place_maps
 from utils import UserError, write_atomically
 
 FITTED_FILE = Path(__file__).resolve().parent.parent / "ckpt" / "no_network.npz"    # the rival fitted to PTB-XL
@@ -22,39 +26,77 @@ NORMALS = "fold9_normals"               # in it: the scores of fold 9's normals,
 NAME = "no network"                     # the rival in columns and in results.json
 COMBINED, NETWORK = "combined", "clean"  # the protocol of both together, and the network's part of it
 DETECTOR = "slope"                      # of the R peaks, for all of this
-LEAST_NORMALS = 20                      # to fit the rival to
+COMPOSED = (COMBINATION, *WITH_NETWORK)             # of several maps, or by a network: no rivals
+LEAST_NORMALS, LEAST_FOR_MAPS = 20, 100     # to fit the rival to, and the maps of the median beat
 UNUSUAL = ("record", "lead", "wave", "value", "unit", "usual_low", "usual_high", "z")       # columns of UNUSUAL_FILE
 ROWS_AT_ONCE = 64
 
 
 @dataclass
 class Rivals:
-    """scores: {name: {split: (records,)}}; baselines: their numbers and those of trivial maps; fitted: the rival, or
-    None where it could not be fitted."""
+    """What test.py scores beside the network.
+
+    scores: {name: {split: (records,)}}; baselines: their numbers, and those of single maps without a network; maps: the
+    numbers of the maps in COMPOSED; fitted: the rival, or None where it could not be fitted.
+    """
     scores: dict
     baselines: dict
+    maps: dict
     fitted: dict | None
 
 
 def score_rivals(data_path, truth: Truth) -> Rivals:
     """Score the test records and fold 9 without a network, and localize in benchmark and lesions. Raises UserError."""
     splits = [split for split in truth.splits.values() if split.name != "benchmark"]
-    fitted, normals = fit_rival(data_path, splits[0].records.leads)
+    normals, table = open_normals(data_path, splits[0].records.leads)
+    fitted = without_network.fit(describe(*normals)) if normals else None
     columns = {}
     for split in splits:
-        scores = score_signals(split.records, split.r_peaks[DETECTOR]) | score_people(split.table, normals)
+        scores = score_signals(split.records, split.r_peaks[DETECTOR]) | score_people(split.table, table)
         if fitted:
             scores[NAME] = score_records(fitted, split.records, split.r_peaks[DETECTOR])
         for name, score in scores.items():
             columns.setdefault(name, {})[split.name] = score
     columns = {name: score for name, score in columns.items() if len(score) == len(splits)}
-    benchmark, lesions, maps, ranks = truth.splits.get("benchmark"), truth.lesions, {}, {}
+    localized, ranked = localize(truth, fitted, normals)
+    baselines = {"detection": {name: evaluate_detection(truth.cohort, score) for name, score in columns.items()}}
+    for part, numbers in (("localization", localized), ("lesions", ranked)):
+        if numbers:
+            baselines[part] = {name: one for name, one in numbers.items() if name not in COMPOSED}
+    composed = [{name: one for name, one in numbers.items() if name in COMPOSED} for numbers in (localized, ranked)]
+    entries = evaluate_maps(*composed, baselines)
+    if CHOSEN in entries:
+        entries[CHOSEN]["beyond_without_network"] = beyond_map(entries[CHOSEN], entries[COMBINATION])
+    return Rivals(columns, baselines, entries, fitted)
+
+
+def localize(truth: Truth, fitted: dict | None, normals: tuple | None) -> tuple:
+    """({map: its numbers} of the benchmark, the same of the lesions) of all that needs no checkpoint, {} each where
+    there is none."""
+    benchmark, lesions, localized, ranked = truth.splits.get("benchmark"), truth.lesions, {}, {}
+    of_places = fit_place_maps(*normals) if normals and (benchmark or lesions) else None
+
+    def maps_of(scores, records, r_peaks, rows):
+        maps = make_maps(scores, records, r_peaks, rows)
+        return maps | (of_places(records, r_peaks, rows) if of_places and records.in_millivolts else {})
     if benchmark:
-        where = benchmark.records, benchmark.r_peaks[DETECTOR]
-        maps = make_maps(score_records(fitted, *where), *where, np.arange(len(benchmark.records)))
+        r_peaks = benchmark.r_peaks[DETECTOR]
+        scores = score_records(fitted, benchmark.records, r_peaks)
+        localized = evaluate_thinned(truth.benchmark, benchmark, r_peaks,
+                                     lambda *where: with_opposites(maps_of(scores, *where)))
     if lesions:
-        ranks = rank_lesions(lesions, partial(make_maps, score_records(fitted, lesions.records, lesions.r_peaks)))
-    return Rivals(columns, evaluate_baselines(truth, columns, maps, ranks), fitted)
+        ranks = rank_lesions(lesions, partial(maps_of, score_records(fitted, lesions.records, lesions.r_peaks)))
+        ranks |= {OPPOSITES[name]: one.reversed() for name, one in ranks.items() if name in OPPOSITES}
+        ranked = {name: evaluate_lesions(lesions, one) for name, one in ranks.items()}
+    return localized, ranked
+
+
+def fit_place_maps(records: Records, r_peaks: list, rows: np.ndarray):
+    """A function (records, r_peaks, rows) -> the maps of scoring/maps.py by name, fitted to these normals; or None."""
+    if len(rows) < LEAST_FOR_MAPS:
+        return None
+    restorer = load_restorer()[0] if WEIGHTS.exists() else None
+    return partial(make_place_maps, fit_maps(records, r_peaks, rows, restorer), restorer=restorer)
 
 
 def score_records(fitted: dict | None, records: Records, r_peaks: list) -> np.ndarray | None:
@@ -81,8 +123,11 @@ def evaluate_all(truth: Truth, scored: dict, rivals: Rivals) -> tuple:
     return entries, columns | {TRIVIAL + name: score for name, score in rivals.scores.items()}
 
 
-def fit_rival(data_path, leads: int) -> tuple:
-    """(the rival fitted to the normals of folds 1-8, or None with a word why; the table of these normals, or {})."""
+def open_normals(data_path, leads: int) -> tuple:
+    """((records, R peaks of all of them, rows), the table or {}) of the normals of folds 1-8.
+
+    None in place of the first where nothing can be fitted to them, with a word why.
+    """
     table = {}
     try:
         if not signal_path(data_path, "train").exists():
@@ -96,7 +141,8 @@ def fit_rival(data_path, leads: int) -> tuple:
         if len(rows) < LEAST_NORMALS:
             raise UserError(f"{SIGNAL_FILES['train']} holds {len(rows)} normals of other folds than 9, fewer than "
                             f"{LEAST_NORMALS}")
-        return without_network.fit(describe(records, load_r_peaks(data_path, "train", records, DETECTOR), rows)), table
+        records.millivolts(rows[:1])                    # raises where nobody knows them
+        return (records, load_r_peaks(data_path, "train", records, DETECTOR), rows), table
     except UserError as error:
         print(f"the rival '{NAME}' is skipped: {error}")
         return None, table

@@ -69,6 +69,11 @@ def make_maps(scores: np.ndarray | None, records: Records, r_peaks: list, rows: 
     return maps
 
 
+def with_opposites(maps: dict) -> dict:
+    """Maps by name, and the reverse of those in OPPOSITES."""
+    return maps | {OPPOSITES[name]: -one for name, one in maps.items() if name in OPPOSITES}
+
+
 def distance_to_r_peak(r_peaks: np.ndarray, length: int) -> np.ndarray:
     """Of each sample (length,) to the nearest R peak, those too near to an end for a beat included."""
     positions = r_peaks if len(r_peaks) else valid_beats(r_peaks)[0]

@@ -65,11 +65,20 @@ def describe(record_mv: np.ndarray, r_peaks: np.ndarray) -> np.ndarray:
                            changes]).astype(np.float32)
 
 
+def stretching(times: np.ndarray, rr: float) -> np.ndarray:
+    """The factor by which RR interval rr, s, stretches the time beyond QRS, at times, s from R."""
+    return np.clip(rr, FASTEST, SLOWEST) ** np.where(times < 0, DIASTOLE, SYSTOLE)
+
+
+def stretch_times(times: np.ndarray, rr: float) -> np.ndarray:
+    """Times, s from R, of a beat of 60 a minute -> those of the same places in a beat with RR interval rr, s."""
+    return np.sign(times) * (np.minimum(np.abs(times), RIGID)
+                             + np.maximum(np.abs(times) - RIGID, 0) * stretching(times, rr))
+
+
 def stretched(beat: np.ndarray, times: np.ndarray, rr: float) -> np.ndarray:
     """A median beat (350, leads) with RR interval rr, s, at times, s, of a beat of 60 a minute: (times, leads)."""
-    factor = np.clip(rr, FASTEST, SLOWEST) ** np.where(times < 0, DIASTOLE, SYSTOLE)
-    moments = np.sign(times) * (np.minimum(np.abs(times), RIGID) + np.maximum(np.abs(times) - RIGID, 0) * factor)
-    place = np.clip((1000 * moments + BEFORE) / 4, 0, len(beat) - 1.001)
+    place = np.clip((1000 * stretch_times(times, rr) + BEFORE) / 4, 0, len(beat) - 1.001)
     left = place.astype(int)
     return beat[left] + (place - left)[:, None] * (beat[left + 1] - beat[left])
 
