@@ -8,36 +8,45 @@ from evaluation import beats as numbers
 from evaluation.files import write_report
 from evaluation.report import REPORT_FILE, pack_csv, percent, table
 from evaluation.trivial import make_maps
-from scoring.beats import BIN, score_beats
+from scoring.beats import TERMS, score_beats
 from scoring.beats_without_network import score_earliness, score_shapes
 from scoring.passes import Scorer
 
 SCORES_FILE = "beats_scores.csv"
-NEAR = slice(40 // BIN, 290 // BIN)         # of a profile: R - 200 to R + 300 ms, where no next beat is yet
-NETWORK, SHAPE, EARLY = "network", "shape (PCA)", "early (RR)"
+NETWORK, LOCAL, SHAPE, EARLY = "network", "its local branch", "shape (PCA)", "early (RR)"
 USUAL = ", less the record's usual"
 MARKED = {"S, V or F": numbers.CLASSES, "V": ("V",)}        # whose points are localized
 
 
 def score_network(scorer: Scorer, beats: Beats, split: str) -> tuple:
-    """(the log of the score of each beat, NaN in windows without a beat to validate or test on; rows; their maps)."""
+    """({name: (beats,)}, rows, maps of rows): the logs of the sum of all terms, and of the local one if there is one.
+
+    NaN in windows without a beat to validate or test on.
+    """
     of_beats, beat = beats.table, beats.table["class"] != OTHER
     rows = np.unique(of_beats["window"][np.isin(of_beats[split], ("val", "test"))])
-    profiles, maps = score_beats(scorer, beats.records, beats.r_peaks(beat), rows)
-    score = np.full(len(beat), np.nan)
-    score[beat & np.isin(of_beats["window"], rows)] = np.log(profiles[:, :, NEAR].mean(axis=2).sum(axis=1))
-    return score, rows, maps
+    terms, maps = score_beats(scorer, beats.records, beats.r_peaks(beat), rows)
+    scores = {NETWORK: terms.sum(axis=1), LOCAL: terms[:, TERMS.index("local")]}
+    scored = beat & np.isin(of_beats["window"], rows)
+    return {name: spread(np.log(score), scored) for name, score in scores.items() if (score > 0).all()}, rows, maps
 
 
-def score_all(beats: Beats, split: str, network: np.ndarray) -> dict:
+def spread(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """The values of chosen beats (beats,) bool at their places among all, NaN elsewhere."""
+    whole = np.full(len(chosen), np.nan)
+    whole[chosen] = values
+    return whole
+
+
+def score_all(beats: Beats, split: str, of_network: dict) -> dict:
     """{name: (beats,)}: the network, its rivals, both relative to the record's usual score, and sums of z."""
     of_beats = beats.table
     shape, early = score_shapes(beats.records, of_beats, of_beats[split] == "train"), score_earliness(of_beats)
-    scores = {NETWORK: network, NETWORK + USUAL: numbers.less_the_usual(of_beats, network),
-              SHAPE: shape, SHAPE + USUAL: numbers.less_the_usual(of_beats, shape), EARLY: early}
-    for name in (SHAPE, NETWORK, NETWORK + USUAL):
-        scores[f"{name} + {EARLY}"] = numbers.sum_of_z(of_beats, split, [scores[name], early])
-    return scores
+    scores = {}
+    for name, score in (of_network | {SHAPE: shape}).items():
+        scores |= {name: score, name + USUAL: numbers.less_the_usual(of_beats, score),
+                   f"{name} + {EARLY}": numbers.sum_of_z(of_beats, split, [score, early])}
+    return scores | {EARLY: early}
 
 
 def localize(beats: Beats, split: str, scores: dict, rows: np.ndarray, maps: np.ndarray) -> dict:
@@ -48,7 +57,7 @@ def localize(beats: Beats, split: str, scores: dict, rows: np.ndarray, maps: np.
         windows = np.unique(of_beats["window"][(of_beats[split] == "test") & np.isin(of_beats["class"], classes)])
         of_windows = {NETWORK: maps[np.searchsorted(rows, windows)],
                       **{f"{rival}, painted": numbers.paint(of_beats, windows, scores[rival], length)
-                         for rival in (NETWORK, SHAPE, EARLY)},
+                         for rival in (NETWORK, LOCAL, SHAPE, EARLY) if rival in scores},
                       **make_maps(None, beats.records, peaks, windows)}
         patients = of_beats["record"][np.searchsorted(of_beats["window"], windows)]
         labels = numbers.mark_points(of_beats, windows, length, beats.records.leads, classes)
@@ -62,12 +71,12 @@ def report_beats(scorer: Scorer, beats: Beats, split: str, folder, about: dict):
     about: what results.json says of the checkpoint and the run.
     """
     started = time.perf_counter()
-    network, rows, maps = score_network(scorer, beats, split)
-    seconds, scores = time.perf_counter() - started, score_all(beats, split, network)
+    of_network, rows, maps = score_network(scorer, beats, split)
+    seconds, scores = time.perf_counter() - started, score_all(beats, split, of_network)
     detection = {name: numbers.evaluate_beats(beats.table, split, score) for name, score in scores.items()}
     localization = localize(beats, split, scores, rows, maps)
     text = "\n".join([f"# MIT-BIH, {split} patients\n", *tell_detection(detection), *tell_localization(localization)])
-    chosen = np.isfinite(network) & np.isin(beats.table[split], ("val", "test"))
+    chosen = np.isfinite(of_network[NETWORK]) & np.isin(beats.table[split], ("val", "test"))
     columns = {name: beats.table[name] for name in ("record", "window", "r_peak", "class", split)} | scores
     rows = pack_csv(list(columns), zip(*(column[chosen].tolist() for column in columns.values())))
     write_report(folder, {REPORT_FILE: (text + "\n").encode(), SCORES_FILE: rows},

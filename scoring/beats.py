@@ -9,10 +9,9 @@ from tqdm import tqdm
 
 from dataloader import mask_out, samples_of_beats, send
 from ecg.arrays import Records
-from model import BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, compute_trend, restoration_errors
+from model import GLOBAL_LENGTH, GLOBAL_START, compute_trend, restoration_errors
 from scoring.passes import RECORDS_AT_ONCE, Block, Scorer, of_owners, smooth_maps
 
-BIN = 10                            # samples of a beat that a profile averages, 20 ms
 TERMS = ("global", "local", "trend")
 LOCAL_AT_ONCE = 256                 # beats through the local decoder together
 
@@ -21,11 +20,11 @@ LOCAL_AT_ONCE = 256                 # beats through the local decoder together
 def score_beats(scorer: Scorer, records: Records, r_peaks: list, rows) -> tuple:
     """Score the beats of windows (rows of records), each of which must have a valid one.
 
-    scorer: of a protocol with the median beat; r_peaks: of every window, valid ones. Returns the profiles float32
-    (beats, 3, 48), the errors by TERMS in 20 ms from R - 280 ms on, means over leads and passes, the beats in the order
-    of rows and R peaks; and the smoothed maps (rows, 4800, leads) float32.
+    scorer: of a protocol with the median beat; r_peaks: of every window, valid ones. Returns the errors (beats, 3)
+    float32 by TERMS, means over samples, leads and passes, the beats in the order of rows and R peaks; and the smoothed
+    maps (rows, 4800, leads) float32.
     """
-    rows, profiles = np.asarray(rows), []
+    rows, terms = np.asarray(rows), []
     maps = np.empty((len(rows), GLOBAL_LENGTH, records.leads), np.float32)
     size = RECORDS_AT_ONCE[scorer.device.type]
     for start in tqdm(range(0, len(rows), size), desc=f"beats, {records.name}", leave=False):
@@ -35,11 +34,11 @@ def score_beats(scorer: Scorer, records: Records, r_peaks: list, rows) -> tuple:
         samples = (samples_of_beats(block.places) - GLOBAL_START).clip(0, GLOBAL_LENGTH - 1)        # (n, 480)
         owners = block.shown[:, None]                               # a window has one median beat
         errors = torch.stack([of_windows[0][owners, samples], of_beats, of_windows[1][owners, samples]], dim=1)
-        profiles.append(errors.mean(dim=3).unflatten(2, (BEAT_LENGTH // BIN, BIN)).mean(dim=3).cpu().numpy())
+        terms.append(errors.mean(dim=(2, 3)).cpu().numpy())
         maps[start:start + size] = smooth_maps(of_windows.sum(dim=0) + scorer.lay_down(
             Block(block.ecg, of_beats, block.shown, block.places, torch.arange(len(of_beats), device=scorer.device)),
             of_beats)).cpu().numpy()
-    return np.concatenate(profiles), maps
+    return np.concatenate(terms), maps
 
 
 def cut_beats(scorer: Scorer, records: Records, r_peaks: list, rows: np.ndarray) -> torch.Tensor:

@@ -103,7 +103,7 @@ def test_beats_are_scored_as_by_a_plain_loop(data):
     beats, model = open_beats(data, 2), make_model(enc_in=2)
     peaks, rows = [of_window[:3] for of_window in beats.r_peaks(beats.table["class"] != "!")], [4, 1]
     scorer = Scorer(model, CLEAN)
-    profiles, maps = score_beats(scorer, beats.records, peaks, rows)
+    terms, maps = score_beats(scorer, beats.records, peaks, rows)
     expected, of_maps = [], []
     for row in rows:
         signal = torch.from_numpy(np.array(beats.records.signals[row]))
@@ -126,9 +126,9 @@ def test_beats_are_scored_as_by_a_plain_loop(data):
             laid[place - 140:place + 340] += error
             count[place - 140:place + 340] += 1
             at = np.clip(np.arange(place - 240, place + 240), 0, 4799)
-            expected.append(torch.stack([whole[0][at], error, whole[1][at]]).mean(dim=2).view(3, 48, 10).mean(dim=2))
+            expected.append(torch.stack([whole[0][at], error, whole[1][at]]).mean(dim=(1, 2)))
         of_maps.append(smooth_maps((whole.sum(dim=0) + crop_global((laid / count.clamp(min=1))[None])[0])[None])[0])
-    np.testing.assert_allclose(profiles, torch.stack(expected), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(terms, torch.stack(expected), rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(maps, torch.stack(of_maps), rtol=1e-3, atol=1e-5)
 
 
