@@ -33,9 +33,9 @@ HOW_PLACED = ("*Lesions* are implanted in normal ECGs, one in each, so the truth
               "(scoring/maps.py), not the checkpoint. Protocols that score every beat by itself leave the lesions out: "
               "it would take many times as long.")
 RULES_MARK = ("The marks of LUDB's benchmark are rules: they mark whole waves, in many leads at once, from a diagnosis. "
-              "So pooled and per record tell which record and which wave more than which place. Within record and "
-              "phase asks for the place, and only records with a marked and an unmarked lead of a wave can answer. Maps "
-              "of no protocol are ranked at every fifth sample.")
+              "So pooled and per record tell which record and which wave more than which place. *Lead of wave* asks for "
+              "the place, and only records with a marked and an unmarked lead of a wave can answer. Maps of no protocol "
+              "are ranked at every fifth sample.")
 
 
 def maps_file(protocol: str) -> str:
@@ -120,7 +120,8 @@ def write_markdown(entries: dict, baselines: dict, maps: dict, about: dict, draw
     if "lesions" in baselines:
         parts += ["## Implanted lesions", number_table({**entries, **maps}, baselines, OF_LESIONS), HOW_PLACED]
         parts += [f"{name} less {COMBINATION}, {OF_LESIONS[number]}: {percent(gap, '+')}"
-                  for name, entry in maps.items() for number, gap in entry.get("beyond_without_network", {}).items() if number in OF_LESIONS]
+                  for name, entry in maps.items()
+                  for number, gap in entry.get("beyond_without_network", {}).items() if number in OF_LESIONS]
         parts += [rival_table(baselines, OF_LESIONS)]
     if "localization" in baselines:
         parts += ["## Localization in the benchmark", number_table({**entries, **maps}, baselines, ON_BENCHMARK)]
