@@ -24,8 +24,8 @@ HOW_SURE = ("AUROC in percent. Intervals are of 2,000 resamples of the patients;
             "alone: where many are compared at once, about one in twenty misses. *less*: the paired difference to the "
             "best score without a network on the same records, which stands in the last column.")
 HOW_PLACED = ("*Lesions* are implanted in normal ECGs, one in each, so the truth is exact (ecg/lesions.py). *Lead of "
-              "wave* (within record and phase): a marked point is held against the unmarked points of the same record "
-              "and wave. *Moment of lead* (within record and lead): against those of the same record and lead. A map "
+              "wave* (within record and phase): a marked point is held against the points of the same record and wave in "
+              "leads where this wave is not marked; where all are, it is not asked. *Moment of lead* (within record and lead): against those of the same record and lead. A map "
               "that is constant in a record has 50 % there. Both, and *per record*, are means over the kinds of "
               "lesion; *pooled* is over all points of all records, those without a lesion too. The rival is the best "
               "single map without a network, one for the mean over kinds, another for each kind in the tables by kind. "
