@@ -4,15 +4,33 @@ import warnings
 import numpy as np
 
 from diagnosis.arrays import GROUPS
-from evaluation.metrics import LEAST_PATIENTS, Estimate, Resamples, difference, estimate, operate, rank_records
+from evaluation.metrics import MEASURES as RANKED
+from evaluation.metrics import LEAST_PATIENTS, Estimate, Resamples, count_by_score, difference, estimate, operate
 
 MEASURES = ("auroc", "average_precision", "sensitivity", "specificity")
 ALL = "all"
+DRAWS_AT_ONCE = 100             # resamples, of thousands of records: they stay in the cache
+
+
+def rank_statement(labels: np.ndarray, scores: np.ndarray, resamples: Resamples) -> dict:
+    """What evaluation.metrics.rank_records gives, at a fifth of its time for thousands of records and few positives.
+
+    Only where a record stands among the positives matters, so negatives between two of them share one score.
+    """
+    present = np.unique(scores[labels == 1])
+    places = np.searchsorted(present, scores, "left") + np.searchsorted(present, scores, "right")
+    rarer, ranked = resamples.rarer(labels, np.full(len(labels), True)), {}
+    counts = count_by_score(labels, places)
+    drawn = [count_by_score(labels, places, resamples.weights[start:start + DRAWS_AT_ONCE])
+             for start in range(0, len(resamples.weights), DRAWS_AT_ONCE)]
+    for name, measure in RANKED.items():
+        ranked[name] = estimate(measure(*counts), np.concatenate([measure(*some) for some in drawn]), rarer)
+    return ranked
 
 
 def measure_statement(labels: np.ndarray, scores: np.ndarray, threshold: float | None, resamples: Resamples) -> dict:
     """Estimates of MEASURES of one statement, None where not defined. labels, scores: (N,); threshold: of fold 9."""
-    ranked = rank_records(labels, scores, resamples)
+    ranked = rank_statement(labels, scores, resamples)
     operated = operate(labels, scores, threshold, resamples) if threshold is not None else {}
     return {name: ranked.get(name) or operated.get(name) for name in MEASURES}
 

@@ -17,8 +17,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from diagnosis.arrays import ATTRIBUTES, MANIFEST, SIGNALS, SPLIT, TABLE, attributes_in, group_of, heart_rate, \
-    mark_statements
+from diagnosis.arrays import (ATTRIBUTES, MANIFEST, SIGNALS, SPLIT, TABLE, attributes_in, group_of, heart_rate,
+                              mark_statements)
 from ecg import arrays, ptbxl
 from ecg.r_peaks import find_r_peaks_by_slope
 from ecg.signals import RecordError, filter_leads
@@ -34,7 +34,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sampling_rate", type=int, choices=sorted(ptbxl.FILE_COLUMN), default=500,
                         help="which of PTB-XL's two sets of files to read, in Hz (default %(default)s)")
     parser.add_argument("--limit", type=int, help="only the first records, for a trial")
+    parser.add_argument("--training_share", type=float, default=1.0, help="of the records of folds 1-8, chosen at "
+                        "random, always the same ones; the groups are by all of them (default 1)")
     arguments = parser.parse_args()
+    if not 0 < arguments.training_share <= 1:
+        raise UserError(f"--training_share must be above 0 and at most 1, not {arguments.training_share}")
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit must be 1 or more, not {arguments.limit}")
     return arguments
@@ -78,18 +82,28 @@ def write_records(folder: Path, records: pd.DataFrame, sampling_rate: int) -> tu
     return rows, r_peaks, lost
 
 
-def describe(table: pd.DataFrame, ptbxl_path: Path) -> dict:
-    """The statements with their groups, and mean and deviation of the attributes, by folds 1-8; for the manifest."""
+def choose(records: pd.DataFrame, training_share: float) -> pd.DataFrame:
+    """All records of folds 9 and 10, and a fixed random share of the others. records: of ptbxl.load_ptbxl."""
+    drawn = np.random.default_rng(0).random(len(records)) < training_share
+    return records[(records["fold"] >= arrays.VALIDATION_FOLD).to_numpy() | drawn]
+
+
+def describe(table: pd.DataFrame, records: pd.DataFrame, ptbxl_path: Path) -> dict:
+    """The statements with their groups, and mean and deviation of the attributes, by folds 1-8; for the manifest.
+
+    table: of what was written, which gives the attributes; records: of ptbxl.load_ptbxl, all of which give the groups.
+    """
     of_code = ptbxl.read_table(ptbxl_path / "scp_statements.csv", {"description"})
     codes = of_code.iloc[:, 0].astype(str).tolist()
     training = table[table["fold"] < arrays.VALIDATION_FOLD]
-    positives = mark_statements(training["statements"], codes).sum(axis=0)
+    named = records.loc[records["fold"] < arrays.VALIDATION_FOLD, "statements"].map(" ".join)
+    positives = mark_statements(named, codes).sum(axis=0)
     values = attributes_in({name: pd.to_numeric(training[name], errors="coerce").to_numpy() if name != "sex" else
                             training[name].to_numpy() for name in ATTRIBUTES})
     known = [column[np.isfinite(column)] for column in values.T]
     return {"statements": [{"code": code, "description": str(text), "positives": int(count), "group": group_of(count)}
                            for code, text, count in zip(codes, of_code["description"], positives)],
-            "training_records": len(training),
+            "training_records": len(training), "training_records_of_groups": len(named),
             "attributes": {name: [float(column.mean()), float(column.std()) or 1.0] if len(column) else [0.0, 1.0]
                            for name, column in zip(ATTRIBUTES, known)}}
 
@@ -104,7 +118,8 @@ def main():
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with threadpool_limits(1):
-            rows, r_peaks, lost = write_records(folder, records, arguments.sampling_rate)
+            rows, r_peaks, lost = write_records(folder, choose(records, arguments.training_share),
+                                                arguments.sampling_rate)
     except OSError as error:
         raise unwritable(folder, error) from error
     table, identity = pd.DataFrame(rows), arrays.fingerprint(arrays.load_npy(folder / SIGNALS))
@@ -113,7 +128,7 @@ def main():
     write_atomically(folder / TABLE, lambda file: file.write(text.getvalue().encode()))
     write_atomically(arrays.r_peaks_path(folder, SPLIT, "slope"),
                      lambda file: arrays.pack_r_peaks(file, r_peaks, "slope", identity))
-    about = describe(table, ptbxl_path)
+    about = describe(table, records, ptbxl_path)
     save_json(folder / MANIFEST, {
         "source": records.attrs["source"], "sampling_rate_read": arguments.sampling_rate, "fingerprint": identity,
         "lost": [{"ecg_id": int(ecg_id), "reason": reason} for ecg_id, reason in lost], **about,

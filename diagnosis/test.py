@@ -30,7 +30,7 @@ from evaluation.figures import PAGE_MM, new_figure, pack, styled
 from evaluation.files import require_ours, write_report
 from evaluation.metrics import Resamples
 from evaluation.recordings import add_flags, prepare_window
-from evaluation.report import pack_csv
+from evaluation.report import pack_csv, percent
 from utils import UserError, choose_device, git_commit, require_writable, run, sha256_of, versions
 
 TABLE, FIGURE = "statements.csv", "long_tail"
@@ -81,6 +81,18 @@ def measure_all(statements: Statements, logits: np.ndarray, rows: np.ndarray, th
     return measured
 
 
+def count_named(labels: np.ndarray, logits: np.ndarray, thresholds: list) -> dict:
+    """How --record does on these records: statements named of a record, and how many of the named ones are right.
+
+    labels, logits: (N, classes); thresholds: None for a statement that is never named.
+    """
+    named = logits >= np.array([np.inf if threshold is None else threshold for threshold in thresholds])
+    right = (named & (labels == 1)).sum()
+    return {"named_a_record": float(named.sum(axis=1).mean()), "present_a_record": float(labels.sum(axis=1).mean()),
+            "precision": float(right / max(named.sum(), 1)), "recall": float(right / max(labels.sum(), 1)),
+            "records_without": float((~named.any(axis=1)).mean())}
+
+
 def turned(by_folds: dict) -> dict:
     """{folds: {group: x}} -> {group: {folds: x}}, as results.json has it."""
     return {group: {folds: of[group] for folds, of in by_folds.items()} for group in (*GROUPS, ALL)}
@@ -125,17 +137,12 @@ def tabulate(about: list, measured: dict) -> bytes:
 
 
 def show(title: str, groups: dict, sign: str = ""):
-    """Print AUROC and average precision by group, in percent."""
+    """Print what results.json holds by group, in percent."""
     print(f"\n{title}")
     for group, of in groups.items():
-        cells = []
         for folds, measures in of.items():
-            for name in MEASURES:
-                value = measures[name]
-                cells.append(f"{folds} {name} -" if value is None else f"{folds} {name} {100 * value['value']:{sign}.1f}"
-                             f" [{100 * value['low']:{sign}.1f}, {100 * value['high']:{sign}.1f}]")
-        print(f"  {group:<9}" + "\n           ".join("  ".join(cells[start:start + 2])
-                                                      for start in range(0, len(cells), 2)))
+            print(f"  {group:<9}{folds:<14}" + "  ".join(f"{name} {percent(value, sign)}"
+                                                         for name, value in measures.items()))
 
 
 def report(flags: argparse.Namespace, device):
@@ -143,6 +150,7 @@ def report(flags: argparse.Namespace, device):
     statements, names = load_statements(flags.data_path), names_of(flags.load_path)
     require_ours(flags.output_dir, (TABLE, f"{FIGURE}.png", f"{FIGURE}.pdf"))
     rows, about = statements.rows_of(*folds_named()["folds9and10"]), statements.about["statements"]
+    fold10 = np.isin(statements.table["fold"][rows], folds_named()["fold10"])
     group_of, measured, grouped, known = [one["group"] for one in about], {}, {}, {}
     for name, path in zip(names, flags.load_path):
         network, facts = load_diagnoser(path)
@@ -151,8 +159,12 @@ def report(flags: argparse.Namespace, device):
         measured[name] = measure_all(statements, logits, rows, facts["calibration"]["youden"])
         grouped[name] = {folds: by_group(of, group_of) for folds, of in measured[name].items()}
         known[name] = {"sha256": sha256_of(path), "config": facts["config"], "epochs": len(facts["history"]),
-                       "training_records": facts["training_records"]}
+                       "training_records": facts["training_records"],
+                       "naming": count_named(statements.labels[rows][fold10], logits[fold10],
+                                             facts["calibration"]["naming"])}
         show(name, turned(grouped[name]))
+        print("  statements named as by --record, fold 10: " + ", ".join(
+            f"{key} {value:.2f}" for key, value in known[name]["naming"].items()))
     differences = {f"{later} - {earlier}": turned({folds: subtract(grouped[later][folds], grouped[earlier][folds])
                                                    for folds in folds_named()})
                    for earlier, later in itertools.combinations(names, 2)}

@@ -24,7 +24,7 @@ SECONDS = 60
 
 
 def write_record(folder, name, seed, leads):
-    """A record of 60 s as PhysioNet has them: a beat every 0.8 s, each 7th early, wide and called V; an S, and a "!"."""
+    """A record of 60 s as PhysioNet has them: a beat every 0.8 s, each 7th early, wide and V; an S, and a "!"."""
     random = np.random.default_rng(seed)
     times = np.arange(0.8, SECONDS - 1, 0.8)
     symbols = np.where(np.arange(len(times)) % 7 == 6, "V", "N")

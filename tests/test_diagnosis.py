@@ -12,8 +12,9 @@ from small import make_model, make_records
 from diagnosis import arrays as statement_arrays
 from diagnosis import calibration, features, measures
 from diagnosis import model as network_of
+from diagnosis.test import count_named
 from ecg import arrays
-from evaluation.metrics import Resamples
+from evaluation.metrics import Resamples, rank_records
 from model import MCF, save_checkpoint
 from utils import save_json, write_atomically
 
@@ -140,7 +141,13 @@ def test_prepare_writes_all_records_with_their_statements(tmp_path):
     training = statements.attributes[statements.training_rows()]
     np.testing.assert_allclose(training.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(training.std(axis=0), 1, atol=1e-5)
-    assert run_module("prepare", *flags).returncode == 0                    # its own files may be replaced
+    positives = [statement["positives"] for statement in statements.about["statements"]]
+    assert run_module("prepare", *flags, "--training_share", 0.1).returncode == 0       # its own files may be replaced
+    fewer = statement_arrays.load_statements(tmp_path / "data")
+    assert np.array_equal(fewer.table["ecg_id"][fewer.rows_of(9, 10)],
+                          statements.table["ecg_id"][statements.rows_of(9, 10)])
+    assert 0 < len(fewer.training_rows()) < len(statements.training_rows()) // 2
+    assert [statement["positives"] for statement in fewer.about["statements"]] == positives
     (tmp_path / "data" / statement_arrays.MANIFEST).unlink()
     refused = run_module("prepare", *flags)
     assert refused.returncode == 2 and "would be overwritten" in refused.stderr
@@ -205,8 +212,8 @@ def test_resuming_gives_the_same_network(data, encoder, tmp_path, arm, monkeypat
     assert [row["epoch"] for row in parts["history"]] == [1, 2]
     for name, value in whole["model_state_dict"].items():
         assert torch.equal(value, parts["model_state_dict"][name]), name
-    assert ("attribute_head.5.bias" in whole["model_state_dict"]) == ("mcf.trend_decoder.0.weight" in
-                                                                       whole["model_state_dict"]) == (arm != "ad-frozen")
+    for name in ("attribute_head.5.bias", "mcf.trend_decoder.0.weight"):
+        assert (name in whole["model_state_dict"]) == (arm == "random-joint")
     refused = run_module("train", "--data_path", data, "--save_path", tmp_path / "parts.pt", "--batch_size", 8, *flags,
                          "--loss", "bce", "--resume")
     assert refused.returncode == 2 and "another loss" in refused.stderr
@@ -241,6 +248,23 @@ def test_macro_leaves_out_what_a_resample_lacks():
     np.testing.assert_allclose(mean.draws[without], one["auroc"].draws[without])
     np.testing.assert_allclose(mean.draws[~without], (one["auroc"].draws + two["auroc"].draws)[~without] / 2)
     assert mean["value"] == pytest.approx((one["auroc"]["value"] + two["auroc"]["value"]) / 2)
+
+
+def test_ranking_a_statement_is_ranking_records():
+    rng = np.random.default_rng(2)
+    labels, scores = (rng.random(90) < 0.2).astype(np.uint8), rng.integers(0, 20, 90) / 4       # with ties
+    resamples = Resamples(rng.integers(0, 60, 90), draws=150)
+    for name, expected in rank_records(labels, scores, resamples).items():
+        found = measures.rank_statement(labels, scores, resamples)[name]
+        np.testing.assert_allclose(found.draws, expected.draws)
+        assert found == pytest.approx(expected)
+
+
+def test_naming_counts_what_is_named_and_right():
+    labels, logits = np.array([[1, 0, 1], [0, 0, 1]], np.uint8), np.array([[2.0, 2.0, 9.0], [0.0, 0.0, 9.0]])
+    assert count_named(labels, logits, [1.0, 1.0, None]) == {
+        "named_a_record": 1.0, "present_a_record": 1.5, "precision": 0.5, "recall": pytest.approx(1 / 3),
+        "records_without": 0.5}
 
 
 def test_calibrated_probabilities_mean_what_they_say():
@@ -290,8 +314,9 @@ def test_report_and_diagnosis_of_a_recording(data, encoder, tmp_path, monkeypatc
                          tmp_path / "shipped.pt")
     assert shipped.returncode == 0, shipped.stderr
     network, facts = network_of.load_diagnoser(tmp_path / "shipped.pt")
-    assert facts["calibration"]["slope"] == pytest.approx(network_of.load_diagnoser(tmp_path / "one.pt")[1][
-        "calibration"]["slope"], rel=0.05)
+    whole = network_of.load_diagnoser(tmp_path / "one.pt")[1]["calibration"]
+    assert facts["calibration"]["youden"][1] == pytest.approx(whole["youden"][1], abs=0.02)
+    assert facts["calibration"]["youden"] != whole["youden"]                    # measured again
     assert 2 * (tmp_path / "shipped.pt").stat().st_size < 1.5 * (tmp_path / "one.pt").stat().st_size
     finished = run_module("test", "--load_path", tmp_path / "shipped.pt", "--record", tmp_path / "my.csv",
                           "--record_rate", 500, "--record_unit", "mV", "--device", "cpu")

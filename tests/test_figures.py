@@ -71,8 +71,9 @@ def test_files_have_their_true_size_and_the_same_bytes():
     assert dict(matplotlib.rcParams) == before and list(packed) == ["png", "pdf"]
     with matplotlib.rc_context({"font.size": 20, "lines.linewidth": 9, "savefig.dpi": 30, "savefig.bbox": "tight"}):
         assert figures.pack(DRAWINGS["groups"]()) == packed
-    with Image.open(BytesIO(packed["png"])) as image:
-        assert image.size == (1190, 247) and image.info["dpi"] == pytest.approx((177.8, 177.8), abs=0.01)
+    for png, size in ((packed["png"], (1190, 247)), (figures.pack(DRAWINGS["record"]())["png"], (1855, 854))):
+        with Image.open(BytesIO(png)) as image:
+            assert image.size == size and image.info["dpi"] == pytest.approx((177.8, 177.8), abs=0.01)
     box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ([\d.]+)", packed["pdf"])
     assert [float(points) / 72 * 25.4 for points in box.groups()] == pytest.approx((170, 35.4), abs=0.01)
 

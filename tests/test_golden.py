@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import published_shapes, run_script
+from small import shrink
 
 from dataloader import valid_beats
 from ecg import arrays
@@ -54,6 +55,41 @@ def test_golden_values(few, published_state, tmp_path):
     assert set(found) == set(GOLDEN) and found["combined"][3:] == [None, None]
     for name, values in GOLDEN.items():
         assert found[name][:len(values)] == pytest.approx(list(values), rel=5e-4), name
+
+
+@pytest.fixture
+def authors_workplace(simulated, published_state, tmp_path):
+    """A folder in the authors' layout: a few float64 rows of arrays, no sidecars, no benchmark."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "ckpt").mkdir()
+    torch.save({"model_state_dict": published_state}, tmp_path / "ckpt" / "mymodel.pt")
+    both = np.argsort(np.load(simulated / "label.npy"))[[0, 1, -2, -1]]         # two normals, two abnormals
+    for name, rows in (("train", slice(12)), ("test", both), ("label", both)):
+        np.save(tmp_path / "data" / f"{name}.npy", np.load(simulated / f"{name}.npy")[rows].astype(np.float64))
+    return tmp_path
+
+
+def test_the_authors_line_on_the_authors_layout(authors_workplace):
+    """The published command line, word for word, on float64 arrays without sidecars; what is not there is said."""
+    finished = run_script("test.py", "--data_path", "./data/", "--load_model", "1", "--load_path", "./ckpt/mymodel.pt",
+                          cwd=authors_workplace)
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads((authors_workplace / "results" / "results.json").read_text())
+    assert {"paper", "clean", "combined"} & set(results) == {"paper", "clean"} and results["data"] is None
+    assert results["paper"]["localization_auroc_pooled"] is None and results["paper"]["seconds"]["detection"] > 0
+    for word in ("localization is skipped", "'no network' is skipped", "operating points and combined are skipped"):
+        assert word in finished.stdout
+    assert results["paper"]["detection"]["within_age_bands"] == {"macro": None, "bands": {}}
+    assert results["paper"]["counts"]["patients"] == 4 and len(results["checkpoint"]["sha256"]) == 64
+
+
+def test_untrained_network_is_said_to_be_one(authors_workplace, monkeypatch):
+    """--load_model 0 scores an untrained network, as published, and says so."""
+    shrink(monkeypatch)
+    finished = run_script("test.py", "--load_model", 0, "--protocol", "paper", "--figures", 0, cwd=authors_workplace)
+    assert finished.returncode == 0 and "untrained" in finished.stdout
+    results = json.loads((authors_workplace / "results" / "results.json").read_text())
+    assert {"paper", "clean", "combined"} & set(results) == {"paper"}
 
 
 def test_published_names_and_shapes(reference):

@@ -42,7 +42,7 @@ def wanted(split, absent=()):
 
 def make_ecg(ecg_id, rate):
     """(10 s, 12) mV: rhythm and drift differ from record to record, amplitudes from lead to lead."""
-    times = every(0.7 + ecg_id % 17 / 50, 0.45)
+    times = every(0.7 + ecg_id % 17 / 50, 0.45, 9.4)
     ecg = beats_at(times, rate) + 0.2 * beats_at(times + 0.25, rate, 0.05)
     ecg += 0.2 * np.sin(np.arange(10 * rate) / rate + ecg_id)[:, None]
     return np.round(ecg * ([1, ecg_id != FLAT] + [1] * 10), 3)
