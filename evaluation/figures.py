@@ -29,7 +29,7 @@ PIXELS_PER_MM = 7                       # 178 dpi, whole pixels for the grid
 COLUMN_MM, PAGE_MM = 85, 170            # the widths that journals print at
 MM_PER_SECOND, MM_PER_UNIT = 25, 10     # of the ECG grid; a unit is a millivolt
 MOST_UNITS = 8                          # of a row of leads; what reaches beyond is cut off
-RARITIES = {"usual": 0.3, "1 in 10": 1, "1 in 100": 2, "1 in 1,000 normals": 3}     # -log10 of the share of normals
+RARITIES = {"usual": 0.3, "1 in 10": 1, "1 in 100": 2, "1 in 1,000": 3}     # -log10 of the share of normals
 ROWS = 3
 LENGTH, SNAP = 1200, 100                # samples: the window shown, and a large square of the grid
 MARKED = 1                             # in the truth; 0 is normal, EXCLUDED not annotated
@@ -123,7 +123,7 @@ def draw_record(example: Example, window: tuple | None = None) -> Figure:
     foot = 4 * -(-len(example.measured) // 2) + 6 * bool(example.measured)          # two columns below all else
     width, height = max(PAGE_MM, int(np.ceil(13 + columns * (wide + 3)))), 32 + sum(heights) + rows * 10 + foot
     finite = example.scores[np.isfinite(example.scores)]
-    top = RARITIES["1 in 1,000 normals"] if example.rare else np.percentile(finite, 99) if finite.size else 0
+    top = RARITIES["1 in 1,000"] if example.rare else np.percentile(finite, 99) if finite.size else 0
     colours = ScalarMappable(Normalize(RARITIES["usual"] if example.rare else 0, top if top > 0 else 1), "Greys")
     figure = new_figure(width, height)
 
@@ -145,7 +145,7 @@ def draw_record(example: Example, window: tuple | None = None) -> Figure:
     bar.xaxis.set_major_locator(MaxNLocator(5))
     if example.rare:
         bar.set_xticks(list(RARITIES.values()), list(RARITIES))
-    figure.text(1 - 62 / width, (8.5 + foot) / height, "difference among normals" if example.rare else "anomaly score",
+    figure.text(1 - 62 / width, (8.5 + foot) / height, "normals that differ as much" if example.rare else "anomaly score",
                 ha="right", va="center")
     return figure
 
