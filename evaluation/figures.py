@@ -145,8 +145,8 @@ def draw_record(example: Example, window: tuple | None = None) -> Figure:
     bar.xaxis.set_major_locator(MaxNLocator(5))
     if example.rare:
         bar.set_xticks(list(RARITIES.values()), list(RARITIES))
-    figure.text(1 - 62 / width, (8.5 + foot) / height, "normals that differ as much" if example.rare else "anomaly score",
-                ha="right", va="center")
+    scale = "normals that differ as much" if example.rare else "anomaly score"
+    figure.text(1 - 62 / width, (8.5 + foot) / height, scale, ha="right", va="center")
     return figure
 
 

@@ -102,7 +102,7 @@ class StandIn:
 
 
 def use_stand_in(patch):
-    """StandIn in place of Scorer, a rival that is fitted quickly, no network of the maps, and figures of a few bytes."""
+    """StandIn in place of Scorer, a rival that is fitted quickly, no network of maps, and figures of a few bytes."""
     patch.setattr(script, "Scorer", StandIn)
     patch.setattr(rival, "WEIGHTS", files.Path("absent.pt"))
     patch.setattr(without_network, "CROSS_FITS", 2)
