@@ -15,7 +15,7 @@ from utils import UserError
 
 LEAD_V3, BEAT = 8, 400                      # samples between beats
 R_PEAKS = np.arange(300, 4800, BEAT)
-T_WAVE = slice(150, 160)                    # samples after R in which T stands
+T_WAVE = slice(150, 240)                    # samples after R in which T stands
 
 
 def bump(at: float, width: float, times: np.ndarray) -> np.ndarray:
