@@ -276,14 +276,19 @@ def test_calibrated_probabilities_mean_what_they_say():
     np.testing.assert_allclose(likely, 1 / (1 + np.exp(-truth)), atol=0.06)
 
 
-def test_best_f1_is_the_best_of_all_thresholds():
+def test_a_statement_is_named_at_the_best_f1_that_is_right_half_of_the_time():
     rng = np.random.default_rng(1)
-    labels, scores = (rng.random(50) < 0.3).astype(np.uint8), rng.integers(0, 12, 50) / 4
+    labels = (rng.random(200) < 0.2).astype(np.uint8)
+    scores = (rng.normal(size=200) + labels).round(1)
 
-    def f1(threshold):
-        called = scores >= threshold
-        return 2 * (called & (labels == 1)).sum() / (called.sum() + labels.sum())
-    assert f1(calibration.best_f1(labels, scores)) == max(map(f1, scores))
+    def precision_and_f1(threshold):
+        called, right = (scores >= threshold).sum(), (scores[labels == 1] >= threshold).sum()
+        return right / called, 2 * right / (called + labels.sum())
+    measured = {threshold: precision_and_f1(threshold) for threshold in scores}
+    best = max(f1 for precision, f1 in measured.values() if precision >= 0.5)
+    assert measured[calibration.naming_threshold(labels, scores)][1] == pytest.approx(best)
+    assert best < max(f1 for _, f1 in measured.values())
+    assert calibration.naming_threshold(labels, -np.abs(scores) - 9 * labels) is None
 
 
 def test_report_and_diagnosis_of_a_recording(data, encoder, tmp_path, monkeypatch):
