@@ -217,8 +217,8 @@ def main():
     silent = sum(threshold is None for threshold in facts["calibration"]["naming"])
     for path in flags.record:
         diagnose(path, network.to(device).eval(), facts, flags)
-    print(f"\nNot for clinical use. {silent} of {len(facts['statements'])} statements are never named: fold 9 has too "
-          "few records of them for a threshold.")
+    print(f"\nNot for clinical use. {silent} of {len(facts['statements'])} statements are never named: on fold 9 "
+          "they are too few, or would be wrong more often than right.")
 
 
 if __name__ == "__main__":
