@@ -142,6 +142,10 @@ class Diagnoser(nn.Module):
     def uncertainty(self) -> str:
         return self.mcf.uncertainty
 
+    @property
+    def parts(self) -> tuple:
+        return self.mcf.parts
+
     def encode(self, masked_global, masked_local, trend):
         """Inputs as MCF's -> global tokens (B, hidden, 136), local tokens (B, hidden, 1), trend tokens, as global."""
         mcf = self.mcf

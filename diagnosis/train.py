@@ -24,7 +24,7 @@ from diagnosis.calibration import calibrate
 from diagnosis.features import calibrate_norms, logits_of, store_features
 from diagnosis.model import HEADS, Diagnoser, attribute_loss, load_diagnoser, statement_loss
 from ecg.arrays import VALIDATION_FOLD
-from model import MCF, forward_loss, load_checkpoint, save_checkpoint, weights_are_finite
+from model import MCF, PARTS, forward_loss, load_checkpoint, save_checkpoint, weights_are_finite
 from utils import UserError, choose_device, git_commit, require_writable, run, sha256_of, versions
 
 ARMS = ("random-joint", "ad-joint", "ad-frozen", "random-frozen")
@@ -88,6 +88,8 @@ def make_network(flags: argparse.Namespace, statements: Statements) -> Diagnoser
     torch.manual_seed(flags.seed)
     if flags.encoder:
         mcf, _ = load_checkpoint(flags.encoder)
+        if set(mcf.parts) != set(PARTS):
+            raise UserError(f"{flags.encoder} was trained without some part of the method; name another --encoder")
     else:
         mcf = MCF()
         if flags.input == "compand":

@@ -25,8 +25,8 @@ def evaluate_beats(table: dict, split: str, score: np.ndarray) -> dict:
     validated = (table[split] == "val") & np.isfinite(score)
     patients, beats = by_patient(table["record"][tested], labels[tested], score[tested])
     classes = by_patient(table["record"][tested], class_codes(table["class"][tested]), score[tested])[1].labels
-    numbers = beats.pool(measures=("auroc", "average_precision"))
-    numbers["by_class"] = {name: {"auroc": beats.pool((classes == 0) | (classes == code))["auroc"],
+    numbers = beats.pool()
+    numbers["by_class"] = {name: {"auroc": beats.pool_part((classes == 0) | (classes == code)),
                                   "beats": int(np.count_nonzero(classes == code))}
                            for code, name in enumerate(ABNORMAL, 1) if name in CLASSES and (classes == code).any()}
     for name, rows in (("f1_best", tested), ("f1", validated)):

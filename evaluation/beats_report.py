@@ -3,7 +3,6 @@ import time
 
 import numpy as np
 
-from ecg.arrays import Records
 from ecg.beats import OTHER, Beats
 from evaluation import beats as numbers
 from evaluation.files import write_report
@@ -44,14 +43,13 @@ def score_all(beats: Beats, split: str, network: np.ndarray) -> dict:
 def localize(beats: Beats, split: str, scores: dict, rows: np.ndarray, maps: np.ndarray) -> dict:
     """{classes that are marked: numbers of evaluate_maps} of the windows with such test beats. maps: of rows."""
     of_beats, length, found = beats.table, beats.records.signals.shape[1], {}
+    peaks = beats.r_peaks(of_beats["class"] != OTHER)
     for name, classes in MARKED.items():
         windows = np.unique(of_beats["window"][(of_beats[split] == "test") & np.isin(of_beats["class"], classes)])
-        records = Records(beats.records.read(windows), beats.records.name)
-        peaks = beats.r_peaks(of_beats["class"] != OTHER)
         of_windows = {NETWORK: maps[np.searchsorted(rows, windows)],
                       **{f"{rival}, painted": numbers.paint(of_beats, windows, scores[rival], length)
                          for rival in (NETWORK, SHAPE, EARLY)},
-                      **make_maps(records, [peaks[window] for window in windows])}
+                      **make_maps(None, beats.records, peaks, windows)}
         patients = of_beats["record"][np.searchsorted(of_beats["window"], windows)]
         labels = numbers.mark_points(of_beats, windows, length, beats.records.leads, classes)
         found[name] = numbers.evaluate_maps(labels, of_windows, patients)

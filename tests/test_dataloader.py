@@ -100,7 +100,12 @@ def test_training_masks(ratio):
 
 
 def test_scoring_masks():
-    """Masked where the published loop masks, at any ratio; the clean passes mask every sample exactly once."""
+    """Masked where the published loop masks, at any ratio; the clean passes mask every sample exactly once.
+
+    Ratio 0 is one pass without a mask, in training too.
+    """
+    for masks in (PAPER.masks(0), CLEAN.masks(0), [mask[None] for mask in draw_masks(0, torch.Generator())]):
+        assert [(len(mask), int(mask.sum())) for mask in masks] == [(1, 0)] * 2
     for ratio in range(1, 101):
         for protocol, passes in ((PAPER, 100 // ratio), (CLEAN, max(2, round(100 / ratio)))):
             masks = protocol.masks(ratio)

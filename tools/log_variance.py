@@ -40,6 +40,8 @@ def main():
     if model.uncertainty != "log_variance":
         raise UserError(f"{flags.load_path} was trained with --uncertainty {model.uncertainty}; name another "
                         "checkpoint")
+    if not {"global", "local"} <= set(model.parts):
+        raise UserError(f"{flags.load_path} was trained with one of --branches alone; name another checkpoint")
     records = open_records(flags.data_path, "test", model.leads)
     r_peaks = load_r_peaks(flags.data_path, "test", records, CLEAN.detector)
     rows = list(range(min(flags.records, len(records))))
