@@ -188,7 +188,7 @@ def save_rival(path, fitted: dict, normals: np.ndarray):
 def load_rival(path) -> tuple:
     """(the fitted rival, ascending scores of fold 9's normals) of save_rival's file. Raises UserError."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             fitted = dict(stored)
         normals = fitted.pop(NORMALS)
         without_network.score(fitted, np.ones((1, without_network.NAMED.start + len(without_network.NAMES))))
