@@ -179,7 +179,7 @@ def fit_rival(data_path, leads: int) -> tuple:
 
 
 def save_rival(path, fitted: dict, normals: np.ndarray):
-    """Write the fitted rival and the scores of normals it was not fitted to, plain arrays in a .npz. Raises UserError."""
+    """Write the fitted rival and scores of normals it was not fitted to, plain arrays in a .npz. Raises UserError."""
     file = io.BytesIO()
     np.savez_compressed(file, **fitted, **{NORMALS: np.sort(normals)})
     write_atomically(path, lambda target: target.write(file.getbuffer()))

@@ -102,7 +102,7 @@ class StandIn:
 
 
 def use_stand_in(patch):
-    """StandIn in place of Scorer, a rival that is fitted quickly, no maps of the median beat, figures of a few bytes."""
+    """StandIn in place of Scorer, a rival that is fitted quickly, no maps of median beats, figures of a few bytes."""
     patch.setattr(script, "Scorer", StandIn)
     patch.setattr(rival, "WEIGHTS", files.Path("absent.pt"))
     patch.setattr(rival, "LEAST_FOR_MAPS", 10 ** 6)
