@@ -179,7 +179,7 @@ def fit_rival(data_path, leads: int) -> tuple:
 
 
 def save_rival(path, fitted: dict, normals: np.ndarray):
-    """Write the fitted rival and the scores of normals it was not fitted to, plain arrays in a .npz. Raises UserError."""
+    """Write the fitted rival and scores of normals it was not fitted to, plain arrays in a .npz. Raises UserError."""
     file = io.BytesIO()
     np.savez_compressed(file, **fitted, **{NORMALS: np.sort(normals)})
     write_atomically(path, lambda target: target.write(file.getbuffer()))
@@ -188,7 +188,7 @@ def save_rival(path, fitted: dict, normals: np.ndarray):
 def load_rival(path) -> tuple:
     """(the fitted rival, ascending scores of fold 9's normals) of save_rival's file. Raises UserError."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             fitted = dict(stored)
         normals = fitted.pop(NORMALS)
         without_network.score(fitted, np.ones((1, without_network.NAMED.start + len(without_network.NAMES))))

@@ -102,9 +102,10 @@ class StandIn:
 
 
 def use_stand_in(patch):
-    """StandIn in place of Scorer, a rival that is fitted quickly, no network of maps, and figures of a few bytes."""
+    """StandIn in place of Scorer, a rival that is fitted quickly, no maps of median beats, figures of a few bytes."""
     patch.setattr(script, "Scorer", StandIn)
     patch.setattr(rival, "WEIGHTS", files.Path("absent.pt"))
+    patch.setattr(rival, "LEAST_FOR_MAPS", 10 ** 6)
     patch.setattr(without_network, "CROSS_FITS", 2)
     patch.setattr(figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})
 
@@ -128,6 +129,7 @@ def reported(arrays, checkpoint, tmp_path_factory):
     folder, drawn, draw = tmp_path_factory.mktemp("reported") / "results", [], figures.draw_record
     with pytest.MonkeyPatch.context() as patch:
         use_stand_in(patch)
+        patch.setattr(rival, "LEAST_FOR_MAPS", 100)
         patch.setattr(figures, "draw_record", lambda example: drawn.append(example) or draw(example))
         finished = run_script("test.py", "--data_path", arrays, "--load_path", checkpoint, "--save_maps", 1,
                               "--output_dir", folder)
@@ -211,6 +213,7 @@ def test_network_of_the_maps(arrays, checkpoint, tmp_path, monkeypatch, stand_in
     drawn, draw = [], figures.draw_record
     monkeypatch.setattr(figures, "draw_record", lambda example: drawn.append(example) or draw(example))
     monkeypatch.setattr(rival, "WEIGHTS", tmp_path / "restorer.pt")
+    monkeypatch.setattr(rival, "LEAST_FOR_MAPS", 100)
     torch.manual_seed(0)
     restorer = BeatRestorer(np.zeros((103, 8)), np.ones((103, 8)), np.ones(8))
     torch.save({"model_state_dict": restorer.state_dict()}, tmp_path / "restorer.pt")
