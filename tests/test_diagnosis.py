@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
 from small import few_channels  # noqa: F401
 from small import make_model, make_records
 
@@ -16,7 +16,7 @@ from diagnosis.test import count_named
 from ecg import arrays
 from evaluation.metrics import Resamples, rank_records
 from model import MCF, save_checkpoint
-from utils import save_json, write_atomically
+from utils import save_json, sha256_of, write_atomically
 
 
 def run_module(name, *arguments):
@@ -325,3 +325,13 @@ def test_report_and_diagnosis_of_a_recording(data, encoder, tmp_path, monkeypatc
                           "--record_rate", 500, "--record_unit", "mV", "--device", "cpu")
     assert finished.returncode == 0, finished.stderr
     assert "0 s: " in finished.stdout and "Not for clinical use" in finished.stdout
+
+
+def test_the_shipped_weights_are_those_of_their_card(paper_widths):
+    path = ROOT / "ckpt" / "diagnosis.pt"
+    _, facts = network_of.load_diagnoser(path)
+    card, naming = (path.parent / "README.md").read_text(), facts["calibration"]["naming"]
+    assert sha256_of(path) in card and path.stat().st_size < 12e6 and len(naming) == 71
+    assert f"{sum(threshold is not None for threshold in naming)} of the 71" in card
+    assert all(f"--{name} {facts['config'][name]}" in card for name in ("arm", "head", "loss", "epochs", "seed"))
+    assert f"{facts['training_records']:,} records" in card
