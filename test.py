@@ -130,45 +130,50 @@ def pack_maps(scored: dict) -> dict:
     return contents
 
 
-def draw_examples(run: Run, truth: Truth, fitted: dict | None) -> tuple:
-    """({name: Figure} of records of the benchmark under the last protocol, {file: bytes} of what is unusual in them).
-
-    fitted: the rival without a network, or None.
-    """
+def draw_examples(run: Run, truth: Truth, rivals: rival.Rivals) -> tuple:
+    """({name: Figure} of records of the benchmark by the last protocol, {file: bytes} of what is unusual in them)."""
     if truth.benchmark is None or not run.scored:
         return {}, {}
     protocol, split = list(run.scored)[-1], truth.splits["benchmark"]
-    scorer, examples = run.scorers[protocol], choose_examples(truth.benchmark, run.scored[protocol].maps, protocol)
+    examples = choose_examples(truth.benchmark, run.scored[protocol].maps, protocol)
     rows = [row for row, *_ in examples]
-    drawn = draw_rows(scorer, split.records, split.r_peaks[scorer.protocol.detector], truth.benchmark.lead_names,
-                      [(row, f"localization_{name}", title) for row, name, title in examples],
-                      truth.benchmark.labels[rows])
-    return drawn, rival.pack_unusual(fitted, split, rows, truth.benchmark.names) if fitted and rows else {}
+    drawn = draw_rows(run.scorers[protocol], rivals.of_places, (split.records, split.r_peaks),
+                      truth.benchmark.lead_names, {f"localization_{name}": (row, title)
+                                                   for row, name, title in examples}, truth.benchmark.labels[rows])
+    if not (rivals.fitted and rows):
+        return drawn, {}
+    return drawn, rival.pack_unusual(rivals.fitted, split, rows, truth.benchmark.names)
 
 
-def draw_lesions(run: Run, truth: Truth) -> dict:
+def draw_lesions(run: Run, truth: Truth, of_places: rival.PlaceMaps | None) -> dict:
     """{name: Figure} of a lesion of each kind, under the last protocol that localized them."""
     protocol = next((name for name in reversed(run.scored) if run.scored[name].lesions is not None), None)
     if protocol is None:
         return {}
     lesions, chosen = truth.lesions, choose_lesions(truth.lesions, run.scored[protocol].lesions, protocol)
     labels = np.repeat(lesions.labels[[row for row, *_ in chosen]], THINNING, axis=1)
-    return draw_rows(run.scorers[protocol], lesions.records, lesions.r_peaks, LEAD_NAMES, chosen, labels)
+    return draw_rows(run.scorers[protocol], of_places, (lesions.records, {rival.DETECTOR: lesions.r_peaks}),
+                     LEAD_NAMES, {name: (row, title) for row, name, title in chosen}, labels)
 
 
-def draw_rows(scorer: Scorer, records: Records, r_peaks: list, lead_names: tuple, chosen: list,
+def draw_rows(scorer: Scorer, of_places: rival.PlaceMaps | None, where: tuple, lead_names: tuple, chosen: dict,
               labels: np.ndarray) -> dict:
-    """{name: Figure} of rows of records with what a network restored there.
+    """{name: Figure} of rows of records: what was expected there, and how rare it is what differs.
 
-    chosen: [(row, name, title)]; labels: (n, 4800, leads) of these rows.
+    Without of_places and its network, what the scorer's network restored, and its scores. where: (records, R peaks by
+    detector); chosen: {name: (row, title)}; labels: (n, 4800, leads) of these rows.
     """
-    rows = np.array([row for row, *_ in chosen], dtype=int)
+    (records, r_peaks), rows = where, np.array([row for row, _ in chosen.values()], dtype=int)
     if not len(rows):
         return {}
-    return drawing.draw_examples({name: title for _, name, title in chosen}, lead_names,
-                                 "mV" if records.in_millivolts else "normalised", labels,
-                                 scorer.restore(records, r_peaks, rows),
-                                 scorer.score(records, r_peaks, rows, with_maps=True).maps)
+    shown = of_places.show(records, r_peaks[rival.DETECTOR], rows) if of_places else None
+    if shown is None:
+        peaks = r_peaks[scorer.protocol.detector]
+        restorations = (*scorer.restore(records, peaks, rows), scorer.score(records, peaks, rows, with_maps=True).maps)
+    titles = {name: title + ("\n" if "\n" not in title else " ") + "What is expected tells the network of the maps."
+              * (shown is not None) for name, (_, title) in chosen.items()}
+    return drawing.draw_examples(titles, lead_names, "mV" if records.in_millivolts else "normalised", labels,
+                                 shown or restorations, rare=shown is not None)
 
 
 def report_run(folder: Path, run: Run, truth: Truth, rivals: rival.Rivals, about: dict, with_figures: bool,
@@ -179,10 +184,11 @@ def report_run(folder: Path, run: Run, truth: Truth, rivals: rival.Rivals, about
     contents, drawn = pack_maps(run.scored) if with_maps else {}, {}
     if with_figures:
         series = {name: columns[name] for name in (*entries, report.TRIVIAL + rival.NAME) if name in columns}
-        drawn, unusual = draw_examples(run, truth, rivals.fitted)
+        drawn, unusual = draw_examples(run, truth, rivals)
         drawn = {**drawing.draw_detection(truth.cohort, series, entries),
                  **drawing.draw_groups(entries, rivals.baselines),
-                 **drawing.draw_training(run.checkpoint["history"]), **draw_lesions(run, truth), **drawn}
+                 **drawing.draw_training(run.checkpoint["history"]),
+                 **draw_lesions(run, truth, rivals.of_places), **drawn}
         contents |= unusual | {f"{name}.{kind}": content for name, figure in drawn.items()
                                for kind, content in figures.pack(figure).items()}
     contents[report.SCORES_FILE] = report.pack_scores(truth.splits, columns)

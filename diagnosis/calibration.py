@@ -10,13 +10,20 @@ import torch.nn.functional as F
 from evaluation.metrics import choose_thresholds, count_by_score
 
 LEAST_POSITIVES = 5             # in fold 9, for a threshold at which a statement is named
+LEAST_PRECISION = 0.5
 OFFSET_PENALTY = 1.0            # on an offset's square, in records: a prior at the offset that all share
 
 
-def best_f1(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The highest threshold that maximises F1 of "present where score >= threshold": labels, scores (N,)."""
+def naming_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
+    """At which score a statement is named: the best F1 among the thresholds that are right half of the time.
+
+    labels, scores: (N,). None where no threshold is, or below LEAST_POSITIVES.
+    """
     positive, negative = (np.cumsum(count[::-1])[::-1] for count in count_by_score(labels, scores))
-    f1 = 2 * positive / (positive + negative + (labels == 1).sum())
+    f1 = np.where(positive >= LEAST_PRECISION * (positive + negative),
+                  2 * positive / (positive + negative + (labels == 1).sum()), 0)
+    if (labels == 1).sum() < LEAST_POSITIVES or not f1.any():
+        return None
     return float(np.unique(scores)[f1 >= f1.max() - 1e-12].max())
 
 
@@ -24,7 +31,7 @@ def calibrate(labels: np.ndarray, logits: np.ndarray, prevalence) -> dict:
     """For a checkpoint: slope, offsets and prevalence (classes,), and the thresholds of each statement, on the logit.
 
     labels, logits: (N, classes) of fold 9; prevalence: in the training records. "youden": None without a positive;
-    "naming": the best F1, None below LEAST_POSITIVES.
+    "naming": of naming_threshold.
     """
     targets, values = torch.from_numpy(labels).double(), torch.from_numpy(logits).double()
     start = torch.logit(torch.as_tensor(prevalence, dtype=torch.double).clamp(1e-4, 1 - 1e-4)) - values.mean(dim=0)
@@ -46,7 +53,7 @@ def calibrate(labels: np.ndarray, logits: np.ndarray, prevalence) -> dict:
     return {"slope": factor, "offsets": offset.tolist(), "prevalence": [float(share) for share in prevalence],
             "youden": [choose_thresholds(one, scores)["youden"] if 0 < one.sum() < len(one) else None
                        for one, scores in columns],
-            "naming": [best_f1(one, scores) if one.sum() >= LEAST_POSITIVES else None for one, scores in columns]}
+            "naming": [naming_threshold(one, scores) for one, scores in columns]}
 
 
 def probabilities(logits: np.ndarray, calibration: dict) -> np.ndarray:

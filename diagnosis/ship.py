@@ -35,7 +35,7 @@ def main():
                for name, value in network.state_dict().items() if not name.startswith(LEFT_OUT)}
     network.load_state_dict(weights, strict=False)              # measure what is written
     rows = statements.rows_of(VALIDATION_FOLD)
-    facts["calibration"] = calibrate(statements.labels[rows], logits_of(network, statements, rows),
+    facts["calibration"] = calibrate(statements.labels[rows], logits_of(network, statements, rows, flags.data_path),
                                      facts["calibration"]["prevalence"])
     save_checkpoint(flags.save_path, network, **facts, model_state_dict=weights)
     print(f"written to {flags.save_path}")

@@ -118,8 +118,9 @@ def draw_long_tail(about: list, measured: dict, folds: str) -> Figure:
     for least in sorted(GROUPS.values())[1:]:
         axes.axvline(least, color="#777777", linewidth=0.7, linestyle="--")
     axes.axhline(0.5, color="#777777", linewidth=0.7, linestyle=":")
-    axes.set(xscale="log", xlabel="training records that have the statement (dashed: 100 and 1,000)",
-             ylabel=f"AUROC, {folds}, with 95 % interval (hollow: fewer than 5 patients)")
+    axes.set(xscale="log", xlabel="records of folds 1-8 that have the statement (dashed: 100 and 1,000)",
+             ylabel=f"AUROC, {folds}", title="with 95 % interval; hollow: fewer than 5 patients, no interval")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
@@ -217,8 +218,8 @@ def main():
     silent = sum(threshold is None for threshold in facts["calibration"]["naming"])
     for path in flags.record:
         diagnose(path, network.to(device).eval(), facts, flags)
-    print(f"\nNot for clinical use. {silent} of {len(facts['statements'])} statements are never named: fold 9 has too "
-          "few records of them for a threshold.")
+    print(f"\nNot for clinical use. {silent} of {len(facts['statements'])} statements are never named: on fold 9 "
+          "they are too few, or would be wrong more often than right.")
 
 
 if __name__ == "__main__":

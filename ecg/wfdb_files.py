@@ -4,6 +4,7 @@ wfdb is imported where it is used: training and scoring on prepared arrays do no
 """
 import re
 from dataclasses import dataclass
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def find_header(path) -> Path:
     if path.suffix.lower() == ".hea":
         candidates = [path]
     for candidate in candidates:
-        if candidate.is_file():
+        if isfile(candidate):
             return candidate
     raise RecordError(f"it is neither a .csv file nor a WFDB record, as {candidates[-1]} is missing",
                       "name another path")
@@ -91,7 +92,7 @@ def require_readable(header, folder: Path):
     if max(*header.samps_per_frame, *(abs(skew or 0) for skew in header.skew)) > MOST_PER_FRAME:
         raise RecordError(f"a frame or skew of more than {MOST_PER_FRAME} samples")
     for name in header.file_name:
-        if not (folder / name).is_file():
+        if not isfile(folder / name):              # False also for a name that is too long
             raise RecordError(f"its signal file {folder / name} is missing", "put it beside the header, or correct its "
                               "name there")
 

@@ -49,15 +49,15 @@ def draw_groups(entries: dict, baselines: dict) -> dict:
 
 
 def draw_examples(titles: dict, lead_names: tuple, unit: str, labels: np.ndarray, restorations: tuple,
-                  maps: np.ndarray) -> dict:
+                  rare: bool = False) -> dict:
     """{name: Figure} of records that were chosen.
 
-    titles: {name: title}, a record each; unit: of restorations, (ECGs, restored); these, labels and maps: (n, 4800,
-    leads) each, in the same order.
+    titles: {name: title}, a record each; labels: (n, 4800, leads); restorations: (ECGs, restored, maps), as labels
+    each; unit: of the first two; rare: whether maps are rarities, see figures.Example.
     """
     truth = np.where(labels <= 1, labels, EXCLUDED).astype(np.uint8)
-    return {name: figures.draw_record(figures.Example(title, unit, lead_names, *arrays))
-            for (name, title), *arrays in zip(titles.items(), *restorations, truth, maps)}
+    return {name: figures.draw_record(figures.Example(title, unit, lead_names, ecg, restored, marks, scores, rare=rare))
+            for (name, title), marks, ecg, restored, scores in zip(titles.items(), truth, *restorations)}
 
 
 def draw_training(history: list) -> dict:

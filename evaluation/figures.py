@@ -29,7 +29,7 @@ PIXELS_PER_MM = 7                       # 178 dpi, whole pixels for the grid
 COLUMN_MM, PAGE_MM = 85, 170            # the widths that journals print at
 MM_PER_SECOND, MM_PER_UNIT = 25, 10     # of the ECG grid; a unit is a millivolt
 MOST_UNITS = 8                          # of a row of leads; what reaches beyond is cut off
-RARITIES = {"usual": 0.0, "1 in 10": 1.28, "1 in 100": 2.33, "1 in 1,000 normals": 3.09}     # standard deviations
+RARITIES = {"usual": 0.3, "1 in 10": 1, "1 in 100": 2, "1 in 1,000": 3}     # -log10 of the share of normals
 ROWS = 3
 LENGTH, SNAP = 1200, 100                # samples: the window shown, and a large square of the grid
 MARKED = 1                             # in the truth; 0 is normal, EXCLUDED not annotated
@@ -44,9 +44,9 @@ class Example:
     """A record for draw_localization. Arrays are (samples, leads) at 500 Hz; a higher score is more anomalous.
 
     title: what follows a line break is in small print; unit: "mV", or "normalised"; truth: uint8, 1 marked as abnormal,
-    0 normal, EXCLUDED where nobody says; all 0 where there is none. rare: whether scores are standard deviations among
-    normals at the same lead and moment of the beat, so that they tell how rare a difference is. measured: what stands
-    under the figure, one sentence each.
+    0 normal, EXCLUDED where nobody says; all 0 where there is none. rare: whether scores tell how rare it is among
+    normals what differs at this lead and moment of the beat, and restored is what was expected there. measured: what
+    stands under the figure, one sentence each.
     """
     title: str
     unit: str
@@ -123,8 +123,8 @@ def draw_record(example: Example, window: tuple | None = None) -> Figure:
     foot = 4 * -(-len(example.measured) // 2) + 6 * bool(example.measured)          # two columns below all else
     width, height = max(PAGE_MM, int(np.ceil(13 + columns * (wide + 3)))), 32 + sum(heights) + rows * 10 + foot
     finite = example.scores[np.isfinite(example.scores)]
-    top = RARITIES["1 in 1,000 normals"] if example.rare else np.percentile(finite, 99) if finite.size else 0
-    colours = ScalarMappable(Normalize(0, top if top > 0 else 1), "Greys")
+    top = RARITIES["1 in 1,000"] if example.rare else np.percentile(finite, 99) if finite.size else 0
+    colours = ScalarMappable(Normalize(RARITIES["usual"] if example.rare else 0, top if top > 0 else 1), "Greys")
     figure = new_figure(width, height)
 
     def place(left, bottom, wide, high):
@@ -145,8 +145,8 @@ def draw_record(example: Example, window: tuple | None = None) -> Figure:
     bar.xaxis.set_major_locator(MaxNLocator(5))
     if example.rare:
         bar.set_xticks(list(RARITIES.values()), list(RARITIES))
-    figure.text(1 - 62 / width, (8.5 + foot) / height, "difference among normals" if example.rare else "anomaly score",
-                ha="right", va="center")
+    scale = "normals that differ as much" if example.rare else "anomaly score"
+    figure.text(1 - 62 / width, (8.5 + foot) / height, scale, ha="right", va="center")
     return figure
 
 
@@ -164,9 +164,10 @@ def write_around(figure: Figure, example: Example, cut: bool, foot: float):
     strip += " (above), marks (below)" if example.truth.any() else ""
     figure.text(8 / width, 1 - 8 / height, f"{scale}{cut_off}. Strip under a lead: {strip}. {rest}", va="top")
     marks = [Patch(label="marked as abnormal", **MARKING[MARKED]), Patch(label="not annotated", **MARKING[EXCLUDED])]
-    figure.legend(handles=[Line2D([], [], label="ECG", **TRACE), Line2D([], [], label="restored", **RESTORED),
-                           *(marks if example.truth.any() else ())],
-                  loc="lower left", bbox_to_anchor=(8 / width, (2 + foot) / height), ncols=2, borderpad=0, borderaxespad=0)
+    lines = [Line2D([], [], label="ECG", **TRACE),
+             Line2D([], [], label="expected" if example.rare else "restored", **RESTORED)]
+    figure.legend(handles=[*lines, *(marks if example.truth.any() else ())], loc="lower left", ncols=2, borderpad=0,
+                  bbox_to_anchor=(8 / width, (2 + foot) / height), borderaxespad=0)
     if example.measured:
         figure.text(8 / width, foot / height, "Most unusual measurements of the median beat and the rhythm, with the "
                     "central 95 % of normals", va="top", weight="bold")

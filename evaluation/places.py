@@ -2,8 +2,10 @@
 
 Pure functions; a higher score is more anomalous, and a label is 1 anomalous, 0 normal, anything else not scored. Every
 number is the chance that an anomalous point outranks a normal one, ties counted half, of the same record (per record),
-of the same record and phase of the beat, or of the same record and lead. So a map that is constant in a record has 0.5
-in all three, and one that tells the wave and not the lead has 0.5 within record and phase.
+of the same record and phase of the beat but another lead (within record and phase: which lead of this wave?), or of the
+same record and lead (which moment of this lead?). The other lead is one that has no anomalous point in this phase, so
+that the rim of a wave is not held against its middle; where all leads have one, the question cannot be asked. A map
+that is constant in a record has 0.5 in all three, and one that tells the wave and not the lead 0.5 within the phase.
 """
 import numpy as np
 
@@ -33,7 +35,7 @@ def within(groups) -> float:
 
     So an edge of a mark that reaches into another group counts as little as it holds. NaN where no group has both.
     """
-    shares = np.array([share_of_order(*group) for group in groups])
+    shares = np.array([share_of_order(*group) for group in groups], dtype=float)
     weights = np.array([len(anomalous) for anomalous, _ in groups]) * np.isfinite(shares)
     return float(np.nan_to_num(shares) @ weights / weights.sum()) if weights.any() else np.nan
 
@@ -51,10 +53,12 @@ def rank_places(labels: np.ndarray, phases: np.ndarray | None, maps: np.ndarray)
         own[row, 0] = share_of_order(scores[anomalous], scores[normal])
         own[row, 2] = within([(lead[hit], lead[miss]) for lead, hit, miss in zip(scores.T, anomalous.T, normal.T)])
         if phases is not None:
-            codes = np.broadcast_to(phases[row], label.shape)
-            (marked, hits), (unmarked, misses) = ((codes[chosen], scores[chosen]) for chosen in (anomalous, normal))
-            own[row, 1] = within([(hits[marked == code], misses[unmarked == code])
-                                  for code in np.unique(marked) if code != NO_PHASE])
+            codes, groups = np.broadcast_to(phases[row], label.shape), []
+            for code in set(np.unique(codes[anomalous])) - {NO_PHASE}:
+                of_phase = codes == code
+                hits = anomalous & of_phase
+                groups.append((scores[hits], scores[normal & of_phase & ~hits.any(axis=0)]))
+            own[row, 1] = within(groups)
     return own
 
 

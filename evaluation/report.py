@@ -23,19 +23,20 @@ POINTS = {"sensitivity_90": "90 % sensitivity", "youden": "largest sensitivity +
 HOW_SURE = ("AUROC in percent. Intervals are of 2,000 resamples of the patients; each holds with 95 % for its number "
             "alone: where many are compared at once, about one in twenty misses. *less*: the paired difference to the "
             "best score without a network on the same records, which stands in the last column.")
-HOW_PLACED = ("*Lesions* are implanted in normal ECGs, one in each, so the truth is exact (ecg/lesions.py). *Lead of "
-              "wave* (within record and phase): a marked point is held against the unmarked points of the same record "
-              "and wave. *Moment of lead* (within record and lead): against those of the same record and lead. A map "
-              "that is constant in a record has 50 % there. Both, and *per record*, are means over the kinds of "
-              "lesion; *pooled* is over all points of all records, those without a lesion too. The rival is the best "
-              "single map without a network, one for the mean over kinds, another for each kind in the tables by kind. "
-              f"*{COMBINATION}* is several of them together; the maps with a network use one of their own "
-              "(scoring/maps.py), not the checkpoint. Protocols that score every beat by itself leave the lesions out: "
-              "it would take many times as long.")
-RULES_MARK = ("The marks of LUDB's benchmark are rules: they mark whole waves, in many leads at once, from a diagnosis. "
-              "So pooled and per record tell which record and which wave more than which place. Within record and "
-              "phase asks for the place, and only records with a marked and an unmarked lead of a wave can answer. Maps "
-              "of no protocol are ranked at every fifth sample.")
+HOW_PLACED = ("*Lesions* are implanted in normal ECGs, one in each, so the truth is exact (ecg/lesions.py). *Lead "
+              "of wave* (within record and phase): a marked point is held against the points of the same record "
+              "and wave in leads where this wave is not marked; where all are, it is not asked. *Moment of lead* "
+              "(within record and lead): against those of the same record and lead. A map that is constant in a "
+              "record has 50 % there. Both, and *per record*, are means over the kinds of lesion; *pooled* is over"
+              " all points of all records, those without a lesion too. The rival is the best single map without a "
+              f"network, one for the mean over kinds, another for each kind in the tables by kind. *{COMBINATION}* "
+              "is several of them together; the maps with a network use one of their own (scoring/maps.py), not "
+              "the checkpoint. Protocols that score every beat by itself leave the lesions out: it would take many"
+              " times as long.")
+RULES_MARK = ("The marks of LUDB's benchmark are rules: they mark whole waves, in many leads at once, from a "
+              "diagnosis. So pooled and per record tell which record and which wave more than which place. *Lead "
+              "of wave* asks for the place, and only records with a marked and an unmarked lead of a wave can "
+              "answer. Maps of no protocol are ranked at every fifth sample.")
 
 
 def maps_file(protocol: str) -> str:
@@ -120,7 +121,8 @@ def write_markdown(entries: dict, baselines: dict, maps: dict, about: dict, draw
     if "lesions" in baselines:
         parts += ["## Implanted lesions", number_table({**entries, **maps}, baselines, OF_LESIONS), HOW_PLACED]
         parts += [f"{name} less {COMBINATION}, {OF_LESIONS[number]}: {percent(gap, '+')}"
-                  for name, entry in maps.items() for number, gap in entry.get("beyond_without_network", {}).items() if number in OF_LESIONS]
+                  for name, entry in maps.items()
+                  for number, gap in entry.get("beyond_without_network", {}).items() if number in OF_LESIONS]
         parts += [rival_table(baselines, OF_LESIONS)]
     if "localization" in baselines:
         parts += ["## Localization in the benchmark", number_table({**entries, **maps}, baselines, ON_BENCHMARK)]

@@ -16,9 +16,10 @@ from evaluation.report import COMBINATION, TRIVIAL, UNUSUAL_FILE, pack_csv
 from evaluation.splits import Split
 from evaluation.trivial import OPPOSITES, make_maps, score_people, score_signals, with_opposites
 from scoring import without_network
-from scoring.beat_restorer import WEIGHTS, load_restorer
+from scoring.beat_restorer import WEIGHTS, BeatRestorer, load_restorer
 from scoring.maps import CHOSEN, WITH_NETWORK, fit_maps
 from scoring.maps import make_maps as make_place_maps
+from scoring.usual import fit_rarity, show_record
 from utils import UserError, write_atomically
 
 FITTED_FILE = Path(__file__).resolve().parent.parent / "ckpt" / "no_network.npz"    # the rival fitted to PTB-XL
@@ -33,16 +34,47 @@ ROWS_AT_ONCE = 64
 
 
 @dataclass
+class PlaceMaps:
+    """The maps of scoring/maps.py, fitted to normals. restorer: their network, or None where its weights are not there;
+    quantiles: of usual.fit_rarity, or None without it."""
+    fitted: dict
+    restorer: BeatRestorer | None
+    quantiles: np.ndarray | None
+
+    @classmethod
+    def fit(cls, records: Records, r_peaks: list, rows: np.ndarray) -> "PlaceMaps | None":
+        """rows: of the training normals. None where they are too few."""
+        if len(rows) < LEAST_FOR_MAPS:
+            return None
+        restorer = load_restorer(WEIGHTS)[0] if WEIGHTS.exists() else None
+        where = records, r_peaks, rows, restorer
+        fitted = fit_maps(*where)
+        return cls(fitted, restorer, None if restorer is None else fit_rarity(fitted, *where))
+
+    def make(self, records: Records, r_peaks: list, rows: np.ndarray) -> dict:
+        """{name: (n, 4800, leads)}."""
+        return make_place_maps(self.fitted, records, r_peaks, rows, self.restorer)
+
+    def show(self, records: Records, r_peaks: list, rows: np.ndarray) -> tuple | None:
+        """(ECGs, as expected, both mV, rarity), (n, 4800, 12) each, for figures; None without a network or mV."""
+        if self.restorer is None or not records.in_millivolts:
+            return None
+        shown = [show_record(self.fitted, self.quantiles, records, r_peaks, row, self.restorer) for row in rows]
+        return tuple(map(np.stack, zip(*shown)))
+
+
+@dataclass
 class Rivals:
     """What test.py scores beside the network.
 
     scores: {name: {split: (records,)}}; baselines: their numbers, and those of single maps without a network; maps: the
-    numbers of the maps in COMPOSED; fitted: the rival, or None where it could not be fitted.
+    numbers of the maps in COMPOSED; fitted, of_places: the rival and the maps, or None where they could not be fitted.
     """
     scores: dict
     baselines: dict
     maps: dict
     fitted: dict | None
+    of_places: PlaceMaps | None
 
 
 def score_rivals(data_path, truth: Truth) -> Rivals:
@@ -58,7 +90,8 @@ def score_rivals(data_path, truth: Truth) -> Rivals:
         for name, score in scores.items():
             columns.setdefault(name, {})[split.name] = score
     columns = {name: score for name, score in columns.items() if len(score) == len(splits)}
-    localized, ranked = localize(truth, fitted, normals)
+    of_places = PlaceMaps.fit(*normals) if normals and (truth.benchmark or truth.lesions) else None
+    localized, ranked = localize(truth, fitted, of_places)
     baselines = {"detection": {name: evaluate_detection(truth.cohort, score) for name, score in columns.items()}}
     for part, numbers in (("localization", localized), ("lesions", ranked)):
         if numbers:
@@ -67,18 +100,17 @@ def score_rivals(data_path, truth: Truth) -> Rivals:
     entries = evaluate_maps(*composed, baselines)
     if CHOSEN in entries:
         entries[CHOSEN]["beyond_without_network"] = beyond_map(entries[CHOSEN], entries[COMBINATION])
-    return Rivals(columns, baselines, entries, fitted)
+    return Rivals(columns, baselines, entries, fitted, of_places)
 
 
-def localize(truth: Truth, fitted: dict | None, normals: tuple | None) -> tuple:
+def localize(truth: Truth, fitted: dict | None, of_places: PlaceMaps | None) -> tuple:
     """({map: its numbers} of the benchmark, the same of the lesions) of all that needs no checkpoint, {} each where
     there is none."""
     benchmark, lesions, localized, ranked = truth.splits.get("benchmark"), truth.lesions, {}, {}
-    of_places = fit_place_maps(*normals) if normals and (benchmark or lesions) else None
 
     def maps_of(scores, records, r_peaks, rows):
         maps = make_maps(scores, records, r_peaks, rows)
-        return maps | (of_places(records, r_peaks, rows) if of_places and records.in_millivolts else {})
+        return maps | (of_places.make(records, r_peaks, rows) if of_places and records.in_millivolts else {})
     if benchmark:
         r_peaks = benchmark.r_peaks[DETECTOR]
         scores = score_records(fitted, benchmark.records, r_peaks)
@@ -89,14 +121,6 @@ def localize(truth: Truth, fitted: dict | None, normals: tuple | None) -> tuple:
         ranks |= {OPPOSITES[name]: one.reversed() for name, one in ranks.items() if name in OPPOSITES}
         ranked = {name: evaluate_lesions(lesions, one) for name, one in ranks.items()}
     return localized, ranked
-
-
-def fit_place_maps(records: Records, r_peaks: list, rows: np.ndarray):
-    """A function (records, r_peaks, rows) -> the maps of scoring/maps.py by name, fitted to these normals; or None."""
-    if len(rows) < LEAST_FOR_MAPS:
-        return None
-    restorer = load_restorer()[0] if WEIGHTS.exists() else None
-    return partial(make_place_maps, fit_maps(records, r_peaks, rows, restorer), restorer=restorer)
 
 
 def score_records(fitted: dict | None, records: Records, r_peaks: list) -> np.ndarray | None:
@@ -148,8 +172,14 @@ def open_normals(data_path, leads: int) -> tuple:
         return None, table
 
 
+def fit_rival(data_path, leads: int) -> tuple:
+    """(the rival fitted to the normals of folds 1-8, or None with a word why; the table of these normals, or {})."""
+    normals, table = open_normals(data_path, leads)
+    return without_network.fit(describe(*normals)) if normals else None, table
+
+
 def save_rival(path, fitted: dict, normals: np.ndarray):
-    """Write the fitted rival and the scores of normals it was not fitted to, plain arrays in a .npz. Raises UserError."""
+    """Write the fitted rival and scores of normals it was not fitted to, plain arrays in a .npz. Raises UserError."""
     file = io.BytesIO()
     np.savez_compressed(file, **fitted, **{NORMALS: np.sort(normals)})
     write_atomically(path, lambda target: target.write(file.getbuffer()))
@@ -158,7 +188,7 @@ def save_rival(path, fitted: dict, normals: np.ndarray):
 def load_rival(path) -> tuple:
     """(the fitted rival, ascending scores of fold 9's normals) of save_rival's file. Raises UserError."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             fitted = dict(stored)
         normals = fitted.pop(NORMALS)
         without_network.score(fitted, np.ones((1, without_network.NAMED.start + len(without_network.NAMES))))

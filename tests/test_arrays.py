@@ -1,6 +1,7 @@
 """The files in data/: what is damaged or does not belong together is refused by name, what can be remade is remade."""
 import io
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -235,6 +236,16 @@ def test_what_cannot_be_kept_is_used_all_the_same(folder, monkeypatch, capsys):
     assert len(arrays.load_r_peaks(folder, "train", open_train(folder), "slope")) == 4
     assert "not kept" in capsys.readouterr().out and path.read_bytes() == before
     assert sorted(file.name for file in folder.iterdir()) == ["train.npy", path.name]
+
+
+def test_machines_without_heartpy(folder, monkeypatch):
+    """With a sidecar HeartPy is not needed; without one, its absence is said in a sentence that names it."""
+    records = open_train(folder)
+    arrays.load_r_peaks(folder, "train", records, "heartpy")
+    monkeypatch.setitem(sys.modules, "heartpy", None)       # makes its import fail
+    assert len(arrays.load_r_peaks(folder, "train", records, "heartpy")) == 4
+    arrays.r_peaks_path(folder, "train", "heartpy").unlink()
+    refuse("HeartPy", arrays.load_r_peaks, folder, "train", records, "heartpy")
 
 
 # ---- the table and the manifest

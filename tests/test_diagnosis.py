@@ -1,11 +1,11 @@
-"""The diagnosis room: network, losses, stored H, arrays, training, report. small networks but where shapes matter."""
+"""The diagnosis room: network, losses, stored H, arrays, training, report; small networks but where sizes matter."""
 import json
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
 from small import few_channels  # noqa: F401
 from small import make_model, make_records
 
@@ -16,7 +16,7 @@ from diagnosis.test import count_named
 from ecg import arrays
 from evaluation.metrics import Resamples, rank_records
 from model import MCF, save_checkpoint
-from utils import save_json, write_atomically
+from utils import save_json, sha256_of, write_atomically
 
 
 def run_module(name, *arguments):
@@ -127,14 +127,12 @@ def test_groups_begin_where_they_are_said_to():
         "rare", "rare", "uncommon", "uncommon", "common"]
 
 
-def test_prepare_writes_all_records_with_their_statements(tmp_path):
-    made = run_script("tools/synthetic.py", "--out", tmp_path / "ptb-xl", "--records", 40)
-    assert made.returncode == 0, made.stderr
-    flags = ("--ptbxl_path", tmp_path / "ptb-xl", "--data_path", tmp_path / "data", "--sampling_rate", 500)
+def test_prepare_writes_all_records_with_their_statements(simulated, tmp_path):
+    flags = ("--ptbxl_path", simulated.parent / "ptb-xl", "--data_path", tmp_path / "data", "--sampling_rate", 100)
     finished = run_module("prepare", *flags)
     assert finished.returncode == 0, finished.stderr
     statements = statement_arrays.load_statements(tmp_path / "data")
-    assert statements.records.signals.shape == (40, 5000, 12) and statements.records.signals.dtype == np.float16
+    assert statements.records.signals.shape == (60, 5000, 12) and statements.records.signals.dtype == np.float16
     texts = [set(text.split()) for text in statements.table["statements"]]
     assert [{code for code, present in zip(statements.codes, row) if present} for row in statements.labels] == texts
     assert {"SR", "NORM", "CLBBB"} <= set(statements.codes) and statements.labels[:, statements.codes.index("SR")].all()
@@ -146,7 +144,7 @@ def test_prepare_writes_all_records_with_their_statements(tmp_path):
     fewer = statement_arrays.load_statements(tmp_path / "data")
     assert np.array_equal(fewer.table["ecg_id"][fewer.rows_of(9, 10)],
                           statements.table["ecg_id"][statements.rows_of(9, 10)])
-    assert 0 < len(fewer.training_rows()) < len(statements.training_rows()) // 2
+    assert 0 < len(fewer.training_rows()) < len(statements.training_rows()) // 3
     assert [statement["positives"] for statement in fewer.about["statements"]] == positives
     (tmp_path / "data" / statement_arrays.MANIFEST).unlink()
     refused = run_module("prepare", *flags)
@@ -278,14 +276,19 @@ def test_calibrated_probabilities_mean_what_they_say():
     np.testing.assert_allclose(likely, 1 / (1 + np.exp(-truth)), atol=0.06)
 
 
-def test_best_f1_is_the_best_of_all_thresholds():
+def test_a_statement_is_named_at_the_best_f1_that_is_right_half_of_the_time():
     rng = np.random.default_rng(1)
-    labels, scores = (rng.random(50) < 0.3).astype(np.uint8), rng.integers(0, 12, 50) / 4
+    labels = (rng.random(200) < 0.2).astype(np.uint8)
+    scores = (rng.normal(size=200) + labels).round(1)
 
-    def f1(threshold):
-        called = scores >= threshold
-        return 2 * (called & (labels == 1)).sum() / (called.sum() + labels.sum())
-    assert f1(calibration.best_f1(labels, scores)) == max(map(f1, scores))
+    def precision_and_f1(threshold):
+        called, right = (scores >= threshold).sum(), (scores[labels == 1] >= threshold).sum()
+        return right / called, 2 * right / (called + labels.sum())
+    measured = {threshold: precision_and_f1(threshold) for threshold in scores}
+    best = max(f1 for precision, f1 in measured.values() if precision >= 0.5)
+    assert measured[calibration.naming_threshold(labels, scores)][1] == pytest.approx(best)
+    assert best < max(f1 for _, f1 in measured.values())
+    assert calibration.naming_threshold(labels, -np.abs(scores) - 9 * labels) is None
 
 
 def test_report_and_diagnosis_of_a_recording(data, encoder, tmp_path, monkeypatch):
@@ -322,3 +325,13 @@ def test_report_and_diagnosis_of_a_recording(data, encoder, tmp_path, monkeypatc
                           "--record_rate", 500, "--record_unit", "mV", "--device", "cpu")
     assert finished.returncode == 0, finished.stderr
     assert "0 s: " in finished.stdout and "Not for clinical use" in finished.stdout
+
+
+def test_the_shipped_weights_are_those_of_their_card(paper_widths):
+    path = ROOT / "ckpt" / "diagnosis.pt"
+    _, facts = network_of.load_diagnoser(path)
+    card, naming = (path.parent / "README.md").read_text(), facts["calibration"]["naming"]
+    assert sha256_of(path) in card and path.stat().st_size < 12e6 and len(naming) == 71
+    assert f"{sum(threshold is not None for threshold in naming)} of the 71" in card
+    assert all(f"--{name} {facts['config'][name]}" in card for name in ("arm", "head", "loss", "epochs", "seed"))
+    assert f"{facts['training_records']:,} records" in card

@@ -27,7 +27,7 @@ properties = settings(max_examples=25, deadline=None, derandomize=True, database
 def mutate(rng, data: bytes, words, separator) -> bytes:
     """One to three of: a word changed, a line dropped or doubled, the end cut off, noise put in."""
     for _ in range(rng.integers(1, 4)):
-        lines, kind = data.split(b"\n"), rng.integers(7)
+        lines, kind = data.split(b"\n"), int(rng.integers(7))
         line = int(rng.integers(len(lines)))
         if kind < 3:
             tokens = lines[line].split(separator)
@@ -73,7 +73,7 @@ def test_damaged_recordings(tmp_path, name, lines, cases):
             accepted += check_windows(path.with_suffix("") if name != "own.csv" else path)
         except BaseException as error:
             raise AssertionError(f"{type(error).__name__} in case {case}: {damaged[:2000]!r}") from error
-    assert (5 if name != "record.dat" else 0) <= accepted <= cases - 5
+    assert (2 if name != "record.dat" else 0) <= accepted <= cases - 5
 
 
 @properties

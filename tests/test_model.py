@@ -17,6 +17,11 @@ def few_channels(monkeypatch):
     shrink(monkeypatch)
 
 
+def test_published_size():
+    """The number of parameters is the published one."""
+    assert sum(parameter.numel() for parameter in MCF().parameters()) == 7_085_779
+
+
 def test_attention_starts_as_four_linear_layers():
     """Weights and biases uniform up to 1 / sqrt(50), as the published nn.Linear; no bias is 0."""
     torch.manual_seed(0)

@@ -18,8 +18,9 @@ from small import TIME, read_all
 
 import test as script
 from ecg.arrays import fingerprint
-from evaluation import figures, files, metrics
+from evaluation import figures, files, metrics, rival
 from scoring import without_network
+from scoring.beat_restorer import BeatRestorer
 from scoring.passes import Scores
 from utils import UserError, save_json
 
@@ -101,8 +102,10 @@ class StandIn:
 
 
 def use_stand_in(patch):
-    """StandIn in place of Scorer, a rival that is fitted quickly, and figures of a few bytes."""
+    """StandIn in place of Scorer, a rival that is fitted quickly, no maps of median beats, figures of a few bytes."""
     patch.setattr(script, "Scorer", StandIn)
+    patch.setattr(rival, "WEIGHTS", files.Path("absent.pt"))
+    patch.setattr(rival, "LEAST_FOR_MAPS", 10 ** 6)
     patch.setattr(without_network, "CROSS_FITS", 2)
     patch.setattr(figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})
 
@@ -126,8 +129,8 @@ def reported(arrays, checkpoint, tmp_path_factory):
     folder, drawn, draw = tmp_path_factory.mktemp("reported") / "results", [], figures.draw_record
     with pytest.MonkeyPatch.context() as patch:
         use_stand_in(patch)
+        patch.setattr(rival, "LEAST_FOR_MAPS", 100)
         patch.setattr(figures, "draw_record", lambda example: drawn.append(example) or draw(example))
-        patch.setattr(figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})     # tests/test_figures.py has it
         finished = run_script("test.py", "--data_path", arrays, "--load_path", checkpoint, "--save_maps", 1,
                               "--output_dir", folder)
     assert finished.returncode == 0, finished.stderr
@@ -202,6 +205,28 @@ def test_lesions(reported):
     assert gap["rival"] in rivals and "beat to beat" in rivals and "| without network | less |" in text
     assert "| P wave removed |" in text and "implanted lesions" in printed and "record's score" in rivals
     assert "lesion_p_loss.png" in results["files"] and "lesion_none.png" not in results["files"]
+
+
+def test_network_of_the_maps(arrays, checkpoint, tmp_path, monkeypatch, stand_in):
+    """With its weights its maps are held against the best single one and the combination without it, and figures show
+    what it expects and how rare the difference is."""
+    drawn, draw = [], figures.draw_record
+    monkeypatch.setattr(figures, "draw_record", lambda example: drawn.append(example) or draw(example))
+    monkeypatch.setattr(rival, "WEIGHTS", tmp_path / "restorer.pt")
+    monkeypatch.setattr(rival, "LEAST_FOR_MAPS", 100)
+    torch.manual_seed(0)
+    restorer = BeatRestorer(np.zeros((103, 8)), np.ones((103, 8)), np.ones(8))
+    torch.save({"model_state_dict": restorer.state_dict()}, tmp_path / "restorer.pt")
+    finished = report_into(tmp_path / "results", arrays, checkpoint)
+    assert finished.returncode == 0, finished.stderr
+    maps = results_of(tmp_path / "results")["maps"]
+    assert set(maps) == {"without network", "network", "network and beat to beat"}
+    chosen, combination = (maps[name]["lesions"]["within_record_and_phase"]["value"] for name in (
+        "network and beat to beat", "without network"))
+    gap = maps["network and beat to beat"]["beyond_without_network"]["lesions_within_record_and_phase"]
+    assert gap["value"] == pytest.approx(chosen - combination)
+    assert len(drawn) == 5 and all(example.rare and "network of the maps" in example.title for example in drawn)
+    assert all(0 <= example.scores.min() and example.scores.max() <= 3.001 for example in drawn)
 
 
 def test_age_bands_and_people(reported, arrays):
