@@ -1,7 +1,8 @@
 """What normals' median beats explain of a median beat, without a network: three ways, the rivals of every map.
 
-Each is fitted to beats of the eight independent leads at TIMES, (N, 103, 8) mV, as plain arrays, and gives what it does
-not explain of others, (n, 103, 8) mV. Every other place is left out away from QRS: the signal holds nothing above 25 Hz.
+Each is fitted to beats of the eight independent leads at TIMES, (N, 103, 8) mV, as plain arrays, and gives what it
+does not explain of others, (n, 103, 8) mV. Every other place is left out away from QRS: the signal holds nothing above
+25 Hz.
 """
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Anomaly maps that tell where, by lead and moment: of single beats, of the median beat without a network, and with one.
+"""Maps that tell where, by lead and moment: of single beats, of the median beat without a network, and with one.
 
 What a record's median beat shows at a place is compared with what normals show there, laid back on every beat; each
 beat is compared with the median beat, and its time with the rhythm. A map's unit is its own: it ranks the points of one

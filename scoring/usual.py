@@ -17,7 +17,7 @@ NEIGHBOURS = 2                              # places before and after whose norm
 
 
 def fit_rarity(fitted: dict, records: Records, r_peaks: list, rows, restorer: BeatRestorer) -> np.ndarray:
-    """The LEVELS' quantiles of normals' unusualness by place and lead, (6, 103, 12). Arguments as of maps.fit_maps()."""
+    """The LEVELS' quantiles of normals' unusualness by place and lead, (6, 103, 12); arguments of fit_maps()."""
     unusual = network_unusualness(fitted["network"], restorer,
                                   *typical_beats(records, r_peaks, np.asarray(rows)[::HELD_BACK]))
     places = np.arange(unusual.shape[1])
@@ -28,7 +28,8 @@ def fit_rarity(fitted: dict, records: Records, r_peaks: list, rows, restorer: Be
 def rarity(quantiles: np.ndarray, unusual: np.ndarray) -> np.ndarray:
     """Unusualness (103, 12) -> rarity 0 ... 3, in straight lines between the LEVELS."""
     levels = np.concatenate([[0], RARITIES])
-    bounds = np.concatenate([2 * quantiles[:1] - quantiles[1:2], quantiles])        # 0 as far below the middle as 1 above
+    # rarity 0 is as far below the median as 1 is above it
+    bounds = np.concatenate([2 * quantiles[:1] - quantiles[1:2], quantiles])
     steps = np.clip((unusual - bounds[:-1]) / np.maximum(np.diff(bounds, axis=0), 1e-6), 0, 1)
     return np.tensordot(np.diff(levels), steps, axes=1)
 

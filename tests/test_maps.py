@@ -79,6 +79,8 @@ def test_what_is_left_of_a_normal_is_about_its_usual_size_and_a_t_that_is_turned
     new = np.stack([normal_ecg(np.random.default_rng(seed)) for seed in range(900, 940)])
     beats, _ = typical_beats(Records(new, "val.npy"), [R_PEAKS] * 40, np.arange(40))
     left = BEAT_MODELS[name][1](model, beats[..., INDEPENDENT])[..., 4] / usual[:, LEAD_V3]         # V3 of the eight
+    spread = beats[..., LEAD_V3].std(axis=0) / usual[:, LEAD_V3]
+    assert np.mean(left ** 2) < 0.7 * np.mean(spread ** 2)                  # the model explains something
     assert 0.5 < np.sqrt(np.mean(left ** 2)) < 1.3
     turned, _ = typical_beats(Records(lesioned()[None], "val.npy"), [R_PEAKS], [0])
     left = BEAT_MODELS[name][1](model, turned[..., INDEPENDENT])[0]
@@ -122,7 +124,8 @@ def test_the_high_pass_of_changes_is_that_of_the_records():
     from scipy.signal import butter, filtfilt
     rng = np.random.default_rng(2)
     change = np.cumsum(rng.normal(size=(len(TIMES), 1)), axis=0)
-    change = np.real(np.fft.ifft(np.fft.fft(change, axis=0) * (np.abs(np.fft.fftfreq(103, 1 / 103)) < 9)[:, None], axis=0))
+    low = (np.abs(np.fft.fftfreq(103, 1 / 103)) < 9)[:, None]
+    change = np.real(np.fft.ifft(np.fft.fft(change, axis=0) * low, axis=0))
     repeated = np.tile(change, (21, 1))[:, 0]
     filtered = filtfilt(*butter(2, 1, "highpass", fs=100), repeated)[10 * 103:11 * 103]
     np.testing.assert_allclose(pass_high(change[None], np.ones(1))[0, :, 0], filtered, atol=0.02 * np.ptp(change))
@@ -162,6 +165,7 @@ def test_rarity_is_the_share_of_normals(normals, fitted, restorer):
     quantiles = fit_rarity(fitted, *normals, np.arange(160), restorer)
     unusual = network_unusualness(fitted["network"], restorer, *typical_beats(*normals, np.arange(0, 160, 8)))
     of_normals = np.stack([rarity(quantiles, of_one) for of_one in unusual])
+    assert fitted["network"]["usual"].mean() < 0.05                         # mV: seen less expected
     assert 0.03 < np.mean(of_normals > 1) < 0.2 and 0.4 < np.mean(of_normals > 0.301) < 0.6
     assert of_normals.min() >= 0 and of_normals.max() <= 3.0001
     highest = rarity(quantiles, np.full(quantiles.shape[1:], 1e6))

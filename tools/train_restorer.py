@@ -65,13 +65,13 @@ def draw_changes(beats: np.ndarray, others: np.ndarray, rng) -> np.ndarray:
     window = window[..., None]
     wave, other = (x - x[each, first][:, None] - slope * (x[each, last] - x[each, first])[:, None]
                    for x in (beats, others))
-    factor = np.where(rng.random(n) < 0.75, rng.uniform(-2.2, 0, n), rng.uniform(0.3, 1.2, n))[:, None, None].astype(np.float32)
+    factor = np.where(rng.random(n) < 0.75, rng.uniform(-2.2, 0, n), rng.uniform(0.3, 1.2, n)).astype(np.float32)
     size = np.exp(rng.uniform(*np.log(SIZES), n))[:, None] * rng.uniform(0.5, 1, (n, len(INDEPENDENT)))
     one_sign, signs = rng.choice([-1, 1], (n, 1)), rng.choice([-1, 1], size.shape)
     bump = (size * np.where(rng.random((n, 1)) < 0.6, one_sign, signs))[:, None].astype(np.float32)
     later = moved(wave * window, rng.integers(3, 13, n) * rng.choice([-1, 1], n)) - wave * window
     kind = rng.choice(4, n, p=(0.4, 0.3, 0.15, 0.15))[:, None, None]
-    change = np.select([kind == 0, kind == 1, kind == 2], [wave * factor * window, bump * window,
+    change = np.select([kind == 0, kind == 1, kind == 2], [wave * factor[:, None, None] * window, bump * window,
                                                            (other - wave) * window], later)
     return change * some_leads(n, rng)[:, None]
 
