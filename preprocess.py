@@ -155,8 +155,8 @@ def write_ptbxl(staging: Staging, records: pd.DataFrame, truth: dict, sampling_r
     writers = {split: SplitWriter(staging, split) for split in ("train", "val", "test", *["benchmark"][:len(truth)])}
     chosen = [record for record in records.itertuples() if record.present and ptbxl.destinations(record, truth)]
     tasks, outcome, lost = [(record.Index, record.path, sampling_rate) for record in chosen], {}, []
-    prepared = prepare_all(prepare_record, tasks, workers)
-    for record, (ecg_id, filtered, r_peaks, reason) in zip(chosen, prepared, strict=True):
+    for record, (ecg_id, filtered, r_peaks, reason) in zip(
+            chosen, prepare_all(prepare_record, tasks, workers), strict=True):      # no name would outlive the loop
         outcome[ecg_id] = reason, {detector: len(positions) for detector, positions in r_peaks.items()}
         if reason:
             lost.append({"ecg_id": ecg_id, "split": ptbxl.split_of(record.fold), "reason": reason})
