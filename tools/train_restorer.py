@@ -137,7 +137,7 @@ def main():
     flags = parser.parse_args()
     require_writable(flags.save_path, is_folder=False)
     records = open_records(flags.data_path, "train", LEADS)
-    rows = choose_rows(CLEAN, load_table(flags.data_path, "train", records), len(records))
+    rows = choose_rows(CLEAN.fold_held_back, load_table(flags.data_path, "train", records), len(records))
     r_peaks = load_r_peaks(flags.data_path, "train", records, CLEAN.detector)
     trained_on = rows[np.arange(len(rows)) % HELD_BACK > 0]
     beats, rr = typical_beats(records, r_peaks, trained_on)
