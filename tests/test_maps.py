@@ -2,11 +2,12 @@
 import numpy as np
 import pytest
 import torch
+from conftest import run_script
 
-from ecg.arrays import Records
+from ecg.arrays import Records, load_table, open_records
 from scoring.beat_frame import SAMPLES, TIMES, lay_back, typical_beats
 from scoring.beat_models import BEAT_MODELS
-from scoring.beat_restorer import BeatRestorer, load_restorer
+from scoring.beat_restorer import HELD_BACK, BeatRestorer, load_restorer
 from scoring.maps import WITH_NETWORK, WITHOUT_NETWORK, beat_to_beat, fit_maps, make_maps, network_unusualness
 from scoring.usual import fit_rarity, rarity, show_record
 from scoring.without_network import INDEPENDENT, stretch_times
@@ -173,3 +174,14 @@ def test_rarity_is_the_share_of_normals(normals, fitted, restorer):
     ecg, expected, rare = show_record(fitted, quantiles, Records(lesioned()[None], "val.npy"), [R_PEAKS], 0, restorer)
     assert ecg.shape == expected.shape == rare.shape == (4800, 12)
     np.testing.assert_array_equal(ecg, lesioned()[100:4900])
+
+
+def test_the_restorer_sees_no_record_of_fold_9(simulated, tmp_path):
+    """Nor the normals that tell what is usual."""
+    finished = run_script("tools/train_restorer.py", "--data_path", simulated, "--steps", 1, "--save_path",
+                          tmp_path / "restorer.pt")
+    assert finished.returncode == 0, finished.stderr
+    table = load_table(simulated, "train", open_records(simulated, "train", 12))
+    normals = np.count_nonzero(table["fold"] != 9)
+    assert 0 < normals < len(table["fold"])
+    assert load_restorer(tmp_path / "restorer.pt")[1]["records"] == normals - len(range(0, normals, HELD_BACK))
