@@ -232,7 +232,7 @@ def test_one_command_leads_from_nothing_to_the_arrays(mirror, tmp_path, monkeypa
     """--download is worth as much as a folder made by hand: the records are read there, without naming it twice."""
     mirror.publish(PTBXL, read_all(write_ptbxl(tmp_path / "hand", 100)))
     tasks = []
-    monkeypatch.setattr(preprocess, "prepare_all", lambda chosen, _: tasks.extend(chosen) or 1 / 0)
+    monkeypatch.setattr(preprocess, "prepare_all", lambda _, chosen, workers: tasks.extend(chosen) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_script("preprocess.py", "--download", tmp_path / "new", "--base_url", mirror.url, "--sampling_rate", 100,
                    "--data_path", tmp_path / "data")
