@@ -26,8 +26,8 @@ def choose_rows(fold_held_back: int | None, table: dict | None, records: int) ->
     if fold_held_back is None:
         return np.arange(records)
     if table is None or "fold" not in table:
-        raise UserError("--protocol clean and --input compand hold fold 9 back, but no train_records.csv tells the "
-                        "folds of train.npy; make the arrays with preprocess.py, or train with --protocol paper")
+        raise UserError("fold 9 is held back, but no train_records.csv tells the folds of train.npy; make the arrays "
+                        "with preprocess.py, or train.py's network with --protocol paper")
     return np.flatnonzero(table["fold"] != fold_held_back)
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from ecg import beats
-from ecg.arrays import Records
 from ecg.signals import LEAD_NAMES
 from evaluation import beats_report, drawing, figures, files, numbers, provenance, recordings, report, rival
 from evaluation.lesions import Lesions, choose_lesions, rank_lesions
@@ -69,6 +68,10 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.record and (len(arguments.load_path) > 1 or not arguments.load_model or arguments.protocol == "none"):
         raise UserError("--record needs one trained network; name one checkpoint with --load_path, and leave out "
                         "--load_model 0 and --protocol none")
+    if arguments.beats and (arguments.record or len(arguments.load_path) > 1 or arguments.save_maps or PROCESSES > 1
+                            or arguments.protocol not in ("all", CLEAN.name)):
+        raise UserError("--beats scores by one checkpoint under clean, in one process; leave out --record, --save_maps, "
+                        "other protocols, further checkpoints, and torchrun")
     return arguments
 
 
@@ -169,9 +172,9 @@ def draw_rows(scorer: Scorer, of_places: rival.PlaceMaps | None, where: tuple, l
     shown = of_places.show(records, r_peaks[rival.DETECTOR], rows) if of_places else None
     if shown is None:
         peaks = r_peaks[scorer.protocol.detector]
-        restorations = (*scorer.restore(records, peaks, rows), scorer.score(records, peaks, rows, with_maps=True).maps)
-    titles = {name: title + ("\n" if "\n" not in title else " ") + "What is expected tells the network of the maps."
-              * (shown is not None) for name, (_, title) in chosen.items()}
+        restorations = (*scorer.restore(records, peaks, rows), scorer.map_few(records, peaks, rows))
+    titles = {name: title + ("\n" if "\n" not in title else " ") + "The AUROC is of the protocol's map; what is "
+              "expected, and how rare the rest is, comes from the restorer of beats." * (shown is not None) for name, (_, title) in chosen.items()}
     return drawing.draw_examples(titles, lead_names, "mV" if records.in_millivolts else "normalised", labels,
                                  shown or restorations, rare=shown is not None)
 
@@ -211,6 +214,7 @@ def report_on_beats(arguments: argparse.Namespace, output: Path):
     require_writable(output)
     files.require_ours(output, [report.REPORT_FILE, beats_report.SCORES_FILE])
     of_mitbih = beats.open_beats(arguments.data_path, arguments.dims)
+    of_mitbih.require_parts(arguments.beats)
     path = arguments.load_path[0] if arguments.load_model else None
     model, checkpoint = load_network(path, arguments.dims, arguments.hidden, arguments.seed)
     trained = (checkpoint["config"] or {"beats": arguments.beats}).get("beats")

@@ -19,18 +19,17 @@ import time
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from dataloader import Normalisation, TrainingBatches, measure_companding, open_training
-from ecg.arrays import SIGNAL_FILES, fingerprint, signal_path
+from ecg.arrays import fingerprint, signal_path
 from ecg.beats import SPLITS
 from evaluation.validation import Validation
 from model import (HISTORY, MCF, UNCERTAINTIES, choose_parts, forward_loss, load_checkpoint, save_checkpoint,
                    weights_are_finite)
 from scoring.percentiles import KEY, score_normals
-from scoring.protocols import CLEAN, PAPER, PROTOCOLS, Protocol
+from scoring.protocols import CLEAN, PAPER, PROTOCOLS
 from utils import (PROCESSES, RANK, UserError, add_published_flags, add_up, check_published_flags, choose_device,
                    git_commit, one_after_the_first, require_writable, run, start_processes, stop_processes, versions,
                    wait_for_all, write_atomically)
@@ -182,7 +181,7 @@ def require_finite(model: MCF, losses: torch.Tensor, batches: TrainingBatches, e
         rows = batches.rows_of_batch(epoch, int(broken[0]))
         names = ["row", *rows] if table is None else ["ecg_id", *table["ecg_id"][rows]]
         what = (f"the loss is not finite in epoch {epoch}, batch {int(broken[0]) + 1} first: {names[0]} "
-                f"{', '.join(map(str, names[1:]))} of {SIGNAL_FILES['train']}")
+                f"{', '.join(map(str, names[1:]))} of {batches.records.name}")
     raise UserError(f"{what}; lower --lr, train with --amp off, or look at these records (checkpoints of the epochs "
                     "before are kept)")
 

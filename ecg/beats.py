@@ -15,9 +15,14 @@ from ecg.arrays import Records, fingerprint, load_npy
 from utils import UserError
 
 WINDOWS, BEATS, MANIFEST = "mitbih.npy", "mitbih_beats.csv", "mitbih.json"
-SPLITS = ("within", "between")
+SPLITS, PARTS = ("within", "between"), ("train", "val", "test")
 ABNORMAL = ("S", "V", "F", "Q")                         # classes of beats; N is normal
 OTHER = "!"                                             # a flutter wave: not a beat to score, nor normal
+
+
+def patients_of(records: np.ndarray) -> np.ndarray:
+    """The patients of records, by the record's name: 201 and 202 are of one man, who so stands in DS1 and in DS2."""
+    return np.where(records == "202", "201", records)
 
 
 @dataclass
@@ -31,11 +36,18 @@ class Beats:
         rows, places = self.table["window"][chosen], self.table["r_peak"][chosen]
         return np.split(places.astype(np.int32), np.searchsorted(rows, np.arange(1, len(self.records))))
 
+    def require_parts(self, split: str):
+        """Raise UserError where a part of a split has no beat, as in a trial on a few recordings."""
+        if absent := [part for part in PARTS if part not in self.table[split]]:
+            raise UserError(f"{BEATS} has no {' and no '.join(absent)} beat of the split {split}; make it again with "
+                            "preprocess.py --mitdb_path, without --limit")
+
     def training_windows(self, split: str) -> tuple:
         """(rows of windows without an abnormal beat, the training beats of all windows, as r_peaks gives them).
 
         The global branch sees the whole window; in it may be normals that are tested on.
         """
+        self.require_parts(split)
         chosen, abnormal = self.table[split] == "train", self.table["class"] != "N"
         rows = np.setdiff1d(self.table["window"][chosen], self.table["window"][abnormal])
         return rows, self.r_peaks(chosen)

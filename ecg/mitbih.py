@@ -8,6 +8,7 @@ Windows overlap so that each beat is a valid one (dataloader.valid_beats) of exa
 ends with zeros, so that its first and last beats are whole.
 """
 import io
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -15,14 +16,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ecg.arrays import fingerprint
+from ecg.arrays import fingerprint, load_npy
 from ecg.beats import BEATS, MANIFEST, OTHER, SPLITS, WINDOWS
 from ecg.r_peaks import find_r_peaks_by_slope
 from ecg.signals import RECORD_LENGTH, SAMPLING_RATE, RecordError, filter_leads, resample
 from utils import UserError, git_commit, pack_json, versions, write_together
 
+SOURCE = "MIT-BIH arrhythmia database"
 RATE, LEAD = 360, "MLII"                                # Hz, of the files; the lead that stands first
-PACED = ("102", "104", "107", "217")
 DS1 = ("101", "106", "108", "109", "112", "114", "115", "116", "118", "119", "122", "124", "201", "203", "205", "207",
        "208", "209", "215", "220", "223", "230")
 DS2 = ("100", "103", "105", "111", "113", "117", "121", "123", "200", "202", "210", "212", "213", "214", "219", "221",
@@ -127,7 +128,7 @@ def count(table: pd.DataFrame) -> dict:
     parts = {"all": Counter(table["class"][table["class"] != OTHER])}
     for split in SPLITS:
         parts |= {f"{split} {part}": Counter(table["class"][table[split] == part]) for part in ("train", "val", "test")}
-    return {name: {kind: found[kind] for kind in CLASSES} for name, found in parts.items()}
+    return {name: {kind: beats[kind] for kind in CLASSES} for name, beats in parts.items()}
 
 
 def write(mitdb_path, data_path, limit: int | None = None):
@@ -138,7 +139,7 @@ def write(mitdb_path, data_path, limit: int | None = None):
     audit, array = count(table), io.BytesIO()
     np.save(array, windows)
     rows = table.drop(columns="counts").to_csv(index=False).encode()
-    about = {"source": "MIT-BIH arrhythmia database", "audit": audit, "fingerprint": fingerprint(windows),
+    about = {"source": SOURCE, "audit": audit, "fingerprint": fingerprint(windows),
              "versions": versions(), "commit": git_commit()}
     write_together({data_path / WINDOWS: lambda file: file.write(array.getbuffer()),
                     data_path / BEATS: lambda file: file.write(rows),
@@ -160,6 +161,14 @@ def print_audit(audit: dict, shape: tuple):
 
 def require_ours(data_path: Path):
     """Raise UserError where one of the files is there already and is not of an earlier run."""
-    if (data_path / WINDOWS).exists() and not (data_path / MANIFEST).exists():
-        raise UserError(f"{data_path / WINDOWS} did not come from preprocess.py and would be overwritten; move it "
-                        "away, or name another --data_path")
+    present = [data_path / name for name in (WINDOWS, BEATS, MANIFEST) if (data_path / name).exists()]
+    try:
+        ours = not present or json.loads((data_path / MANIFEST).read_text())["source"] == SOURCE
+        if ours and (data_path / WINDOWS).exists():
+            made = json.loads((data_path / MANIFEST).read_text())["fingerprint"]
+            ours = made == fingerprint(load_npy(data_path / WINDOWS))
+    except (OSError, ValueError, TypeError, KeyError):
+        ours = False
+    if not ours:
+        raise UserError(f"{present[0]} did not come from preprocess.py and would be overwritten; move it away, or name "
+                        "another --data_path")

@@ -7,7 +7,7 @@ import numpy as np
 
 from dataloader import crop_global
 from ecg.arrays import EXCLUDED
-from ecg.beats import ABNORMAL
+from ecg.beats import ABNORMAL, OTHER, patients_of
 from evaluation.metrics import Resamples, count_by_score, estimate
 from evaluation.points import PointRanking
 
@@ -23,18 +23,19 @@ def evaluate_beats(table: dict, split: str, score: np.ndarray) -> dict:
     """
     tested, labels = (table[split] == "test") & np.isfinite(score), (table["class"] != "N").astype(int)
     validated = (table[split] == "val") & np.isfinite(score)
-    patients, beats = by_patient(table["record"][tested], labels[tested], score[tested])
-    classes = by_patient(table["record"][tested], class_codes(table["class"][tested]), score[tested])[1].labels
+    patients = patients_of(table["record"])
+    number, beats = by_patient(patients[tested], labels[tested], score[tested])
+    classes = by_patient(patients[tested], class_codes(table["class"][tested]), score[tested])[1].labels
     numbers = beats.pool()
     numbers["by_class"] = {name: {"auroc": beats.pool_part((classes == 0) | (classes == code)),
                                   "beats": int(np.count_nonzero(classes == code))}
                            for code, name in enumerate(ABNORMAL, 1) if name in CLASSES and (classes == code).any()}
     for name, rows in (("f1_best", tested), ("f1", validated)):
         threshold = best_threshold(labels[rows], score[rows])
-        numbers[name] = {"threshold": threshold, **operate(table["record"][tested], labels[tested],
+        numbers[name] = {"threshold": threshold, **operate(patients[tested], labels[tested],
                                                            score[tested] >= threshold)}
     numbers["beats"] = {"normal": int((labels[tested] == 0).sum()), "abnormal": int(labels[tested].sum()),
-                        "patients": patients}
+                        "patients": number}
     return numbers
 
 
@@ -101,9 +102,9 @@ def mark_points(table: dict, rows: np.ndarray, length: int, leads: int, classes=
     1 in beats that a cardiologist called one of the classes, 0 in those called normal alone, else EXCLUDED.
     """
     labels = np.full((len(rows), length), EXCLUDED, np.uint8)
-    for wanted, label in ((("N",), 0), (tuple(set(ABNORMAL) - set(classes)), EXCLUDED), (classes, 1)):
+    for names, label in ((("N",), 0), (tuple({*ABNORMAL, OTHER} - set(classes)), EXCLUDED), (classes, 1)):
         for row, window in enumerate(rows):
-            beats = (table["window"] == window) & np.isin(table["class"], wanted)
+            beats = (table["window"] == window) & np.isin(table["class"], names)
             for place in table["r_peak"][beats]:
                 labels[row, max(0, place + EXTENT[0]):place + EXTENT[1]] = label
     return np.repeat(crop_global(labels)[:, :, None], leads, axis=2)

@@ -3,7 +3,7 @@ import time
 
 import numpy as np
 
-from ecg.beats import OTHER, Beats
+from ecg.beats import OTHER, Beats, patients_of
 from evaluation import beats as numbers
 from evaluation.files import write_report
 from evaluation.report import REPORT_FILE, pack_csv, percent, table
@@ -51,7 +51,7 @@ def score_all(beats: Beats, split: str, of_network: dict) -> dict:
 
 def localize(beats: Beats, split: str, scores: dict, rows: np.ndarray, maps: np.ndarray) -> dict:
     """{classes that are marked: numbers of evaluate_maps} of the windows with such test beats. maps: of rows."""
-    of_beats, length, found = beats.table, beats.records.signals.shape[1], {}
+    of_beats, length, measured = beats.table, beats.records.signals.shape[1], {}
     peaks = beats.r_peaks(of_beats["class"] != OTHER)
     for name, classes in MARKED.items():
         windows = np.unique(of_beats["window"][(of_beats[split] == "test") & np.isin(of_beats["class"], classes)])
@@ -59,10 +59,10 @@ def localize(beats: Beats, split: str, scores: dict, rows: np.ndarray, maps: np.
                       **{f"{rival}, painted": numbers.paint(of_beats, windows, scores[rival], length)
                          for rival in (NETWORK, LOCAL, SHAPE, EARLY) if rival in scores},
                       **make_maps(None, beats.records, peaks, windows)}
-        patients = of_beats["record"][np.searchsorted(of_beats["window"], windows)]
+        patients = patients_of(of_beats["record"][np.searchsorted(of_beats["window"], windows)])
         labels = numbers.mark_points(of_beats, windows, length, beats.records.leads, classes)
-        found[name] = numbers.evaluate_maps(labels, of_windows, patients)
-    return found
+        measured[name] = numbers.evaluate_maps(labels, of_windows, patients)
+    return measured
 
 
 def report_beats(scorer: Scorer, beats: Beats, split: str, folder, about: dict):

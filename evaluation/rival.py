@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ecg.arrays import SIGNAL_FILES, VALIDATION_FOLD, Records, load_r_peaks, load_table, open_records, signal_path
+from ecg.arrays import (SIGNAL_FILES, VALIDATION_FOLD, Records, fingerprint, load_r_peaks, load_table, open_records,
+                        signal_path)
 from ecg.signals import LEAD_NAMES
 from evaluation.detection import combine, evaluate_detection
 from evaluation.lesions import evaluate_lesions, rank_lesions
@@ -46,7 +47,10 @@ class PlaceMaps:
         """rows: of the training normals. None where they are too few."""
         if len(rows) < LEAST_FOR_MAPS:
             return None
-        restorer = load_restorer(WEIGHTS)[0] if WEIGHTS.exists() else None
+        restorer, facts = load_restorer(WEIGHTS) if WEIGHTS.exists() else (None, {})
+        if restorer is not None and facts.get("train_fingerprint") != fingerprint(records.signals):
+            print(f"{WEIGHTS.name} was trained on another train.npy: what is usual may come from records that it saw; "
+                  "tools/train_restorer.py trains it again")
         where = records, r_peaks, rows, restorer
         fitted = fit_maps(*where)
         return cls(fitted, restorer, None if restorer is None else fit_rarity(fitted, *where))
@@ -158,6 +162,9 @@ def open_normals(data_path, leads: int) -> tuple:
             raise UserError(f"{data_path} holds no {SIGNAL_FILES['train']}; make it with preprocess.py")
         records = open_records(data_path, "train", leads)
         known = load_table(data_path, "train", records) or {}
+        if "fold" not in known and signal_path(data_path, "val").exists():
+            raise UserError(f"no train_records.csv tells the folds of {SIGNAL_FILES['train']}, so fold 9 cannot be held "
+                            "back; make the arrays with preprocess.py")
         rows = np.flatnonzero(known.get("fold", np.zeros(len(records))) != VALIDATION_FOLD)
         table = {name: column[rows] for name, column in known.items()}
         if leads != len(LEAD_NAMES):

@@ -10,7 +10,6 @@ from scipy.ndimage import gaussian_filter1d
 from dataloader import valid_beats
 from ecg.arrays import Records
 from ecg.signals import SAMPLING_RATE
-from model import GLOBAL_START
 from scoring.beat_frame import PLACE, SAMPLES, TO_TWELVE, interpolate, lay_back, typical_beats, usual_interval
 from scoring.beat_models import BEAT_MODELS
 from scoring.beat_restorer import HELD_BACK, BeatRestorer
@@ -78,7 +77,7 @@ def network_unusualness(fitted: dict, restorer: BeatRestorer, beats: np.ndarray,
 def make_maps(fitted: dict, records: Records, r_peaks: list, rows, restorer: BeatRestorer | None = None) -> dict:
     """The maps of rows by name, each (n, 4800, 12) float32: WITHOUT_NETWORK, and WITH_NETWORK if there is a restorer.
 
-    fitted: of fit_maps() with the same restorer; r_peaks: of every record. Call it on some 64 rows at a time.
+    fitted: of fit_maps() with the same restorer; r_peaks: of every record. All are in memory at once.
     """
     rows = np.asarray(rows)
     beats, rr = typical_beats(records, r_peaks, rows)

@@ -149,6 +149,11 @@ class Scorer:
             return scores / weight, None
         return scores / weight, whole / weight[:, None, None] + self.lay_down(block, local / passes)
 
+    @torch.inference_mode()
+    def map_few(self, records: Records, r_peaks: list, rows: np.ndarray) -> np.ndarray:
+        """The smoothed maps (n, 4800, leads) of a few rows, for figures: by this process alone, whatever others do."""
+        return smooth_maps(self.score_block(self.prepare(records, r_peaks, rows), with_maps=True)[1]).cpu().numpy()
+
     def lay_down(self, block: Block, errors: torch.Tensor) -> torch.Tensor:
         """Errors of beats (n, 480, leads) at their places: (R, 4800, leads), overlapping ones summed or averaged."""
         records, _, leads = block.ecg.shape

@@ -96,6 +96,9 @@ class StandIn:
         maps = np.abs(ecgs[:, 100:4900]) if with_maps else None
         return Scores(1 / ecgs.std(axis=(1, 2)) + noise, maps, 0, 0)
 
+    def map_few(self, records, r_peaks, rows):
+        return self.score(records, r_peaks, rows, with_maps=True).maps
+
     def restore(self, records, r_peaks, rows):
         ecgs = records.millivolts(rows)[:, 100:4900]
         return ecgs, ecgs - 0.25
@@ -225,7 +228,7 @@ def test_network_of_the_maps(arrays, checkpoint, tmp_path, monkeypatch, stand_in
         "network and beat to beat", "without network"))
     gap = maps["network and beat to beat"]["beyond_without_network"]["lesions_within_record_and_phase"]
     assert gap["value"] == pytest.approx(chosen - combination)
-    assert len(drawn) == 5 and all(example.rare and "network of the maps" in example.title for example in drawn)
+    assert len(drawn) == 5 and all(example.rare and "restorer of beats" in example.title for example in drawn)
     assert all(0 <= example.scores.min() and example.scores.max() <= 3.001 for example in drawn)
 
 

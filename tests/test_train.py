@@ -9,6 +9,7 @@ import torch
 from conftest import full_disk, run_script
 from small import few_channels, make_data, make_model, read_all, shrink  # noqa: F401
 
+import dataloader
 import train
 import utils
 from dataloader import choose_rows
@@ -178,7 +179,7 @@ def test_loss_that_is_not_finite(data, train_in, tmp_path, monkeypatch, value, k
     monkeypatch.setattr(train, "CHECK_EVERY", every)
     steps = []
     if not known:
-        monkeypatch.setattr(train, "load_table", lambda *_: None)
+        monkeypatch.setattr(dataloader, "load_table", lambda *_: None)
     change_steps(monkeypatch, lambda number, losses, _: steps.append(1) or [part * (float(value) if number >= 6 else 1)
                                                                             for part in losses])
     finished = train_in("--batch_size", 2)                      # steps 5 to 8 are epoch 2

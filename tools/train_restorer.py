@@ -20,7 +20,7 @@ from scoring.beat_frame import TIMES, TO_TWELVE, typical_beats
 from scoring.beat_restorer import HELD_BACK, WEIGHTS, BeatRestorer
 from scoring.protocols import CLEAN
 from scoring.without_network import INDEPENDENT
-from utils import git_commit, require_writable, run, write_atomically
+from utils import UserError, git_commit, require_writable, run, write_atomically
 
 BATCH, RATE, WEIGHT_DECAY, WARM_UP = 128, 1e-3, 1e-3, 100
 SHORTEST, LONGEST = 3, 45                   # places of a window, 10 ms each
@@ -135,6 +135,8 @@ def main():
     parser.add_argument("--steps", type=int, default=2000, help=f"of {BATCH} beats (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
+    if flags.steps < 1 or flags.seed < 0:
+        raise UserError(f"--steps must be 1 or more, and --seed 0 or more, not {flags.steps} and {flags.seed}")
     require_writable(flags.save_path, is_folder=False)
     records = open_records(flags.data_path, "train", LEADS)
     rows = choose_rows(CLEAN.fold_held_back, load_table(flags.data_path, "train", records), len(records))
