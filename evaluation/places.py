@@ -76,9 +76,11 @@ def average_places(own: np.ndarray, resamples: Resamples, kinds: dict | None = N
 
 def with_kinds(by_kind: dict, over_all: Estimate | None = None) -> Estimate | None:
     """The mean of {kind: Estimate or None}, or over_all where it is given, that holds them as "by_kind"."""
-    value = over_all or average(list(by_kind.values()))
-    if value is not None:
-        value["by_kind"] = by_kind
+    mean = over_all or average(list(by_kind.values()))
+    if mean is None:
+        return None
+    value = Estimate(mean["value"], mean["low"], mean["high"], mean.draws)
+    value["by_kind"] = by_kind
     return value
 
 

@@ -12,13 +12,14 @@ from small import few_channels  # noqa: F401
 from dataloader import crop_global, mask_out, median_beat, samples_of_beats, valid_beats
 from ecg import mitbih
 from ecg.arrays import EXCLUDED, Records
-from ecg.beats import Beats, open_beats
+from ecg.beats import Beats, open_beats, patients_of
 from evaluation import beats as numbers
 from model import compute_trend, load_checkpoint, restoration_errors
 from scoring.beats import score_beats
 from scoring.beats_without_network import score_earliness, score_shapes
 from scoring.passes import Scorer, smooth_maps
 from scoring.protocols import CLEAN
+from utils import UserError
 
 SECONDS = 60
 
@@ -198,3 +199,33 @@ def test_files_that_do_not_belong_together(data, tmp_path):
     np.save(tmp_path / "mitbih.npy", np.zeros((3, 5000, 2), np.float32))
     refused = run_script("train.py", "--data_path", tmp_path, "--beats", "within", "--dims", 2)
     assert refused.returncode == 2 and "--mitdb_path" in refused.stderr
+
+
+def test_a_trial_without_a_part_of_a_split_is_refused(data):
+    beats = open_beats(data, 2)
+    rows = beats.table["between"] != "val"
+    with pytest.raises(UserError, match="no val beat of the split between"):
+        Beats(beats.records, {name: column[rows] for name, column in beats.table.items()}).training_windows("between")
+
+
+def test_one_man_gave_two_records():
+    assert patients_of(np.array(["201", "202", "203"])).tolist() == ["201", "201", "203"]
+
+
+def test_a_flutter_wave_is_no_normal_point():
+    """Where a normal beat and a flutter wave overlap nobody says what is normal."""
+    table = {"window": np.zeros(2, int), "class": np.array(["N", "!"]), "r_peak": np.array([1000, 1150])}
+    labels = numbers.mark_points(table, np.array([0]), 5000, 1)[0, :, 0]
+    assert labels[850] == 0 and labels[1050] == labels[1100] == EXCLUDED
+
+
+def test_a_file_of_the_user_s_is_not_overwritten(data, tmp_path):
+    """One of the three names without the others, or windows that are not those of the manifest."""
+    mitbih.require_ours(data)
+    (tmp_path / "mitbih_beats.csv").write_text("mine")
+    with pytest.raises(UserError, match="mitbih_beats.csv did not come from preprocess.py"):
+        mitbih.require_ours(tmp_path)
+    (tmp_path / "mitbih.json").write_text((data / "mitbih.json").read_text())
+    np.save(tmp_path / "mitbih.npy", np.zeros((1, 5000, 2), np.float32))
+    with pytest.raises(UserError, match="mitbih.npy did not come from preprocess.py"):
+        mitbih.require_ours(tmp_path)

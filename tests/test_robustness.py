@@ -161,6 +161,7 @@ def test_last_checkpoint_that_is_not_whole(whole_place, place, missing, value):
 @pytest.mark.parametrize("script, flags, word", [
     ("test.py", ("--load_path", "absent.pt"), "absent.pt"), ("test.py", ("--hidden", 4), "--hidden 2"),
     ("test.py", ("--dims", 8), "--dims 12"), ("test.py", ("--mask_ratio", -1), "--mask_ratio"),
+    ("test.py", ("--beats", "within", "--save_maps", 1), "--beats scores"),
     ("test.py", ("--output_dir", "data/test.npy/x"), "data/test.npy/x"), ("test.py", ("--data_path", "none"), "none"),
     ("train.py", ("--resume",), "last.pt"), ("train.py", ("--dims", 8), "train.npy"),
     ("train.py", ("--hidden", 7), "--hidden"), ("train.py", ("--mask_ratio", -1), "--mask_ratio"),
