@@ -91,7 +91,7 @@ def print_report(entries: dict, baselines: dict, maps: dict, about: dict):
         lines |= {"best without a network": [percent(value) for _, value in best], "": [name for name, _ in best]}
         print()
         for name, cells in lines.items():
-            print(f"{name:<26}" + "".join(f"{cell:<23}" for cell in cells).rstrip())
+            print(f"{name:<26}" + "".join(f"{cell:<22} " for cell in cells).rstrip())
     print("\n".join(tell_counts(about["counts"]) + [tell_weights(about["checkpoint"])] * bool(entries)))
     if about["data"] and about["data"]["source"]["data_set"] == "simulated":
         print("data: simulated ECGs; these numbers say nothing about patients")
