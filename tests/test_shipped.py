@@ -1,4 +1,6 @@
 """The weights that come along are those that their card describes; the tool that makes them ready."""
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -88,3 +90,11 @@ def test_what_a_checkpoint_says_of_normals(facts, ratio, words):
     """Scores that are not there, not sound or of another mask ratio are not used; those trained on are optimistic."""
     normals, note = read_normals("model.pt", facts, ratio)
     assert words in note and bool(normals) == (words == "optimistic")
+
+
+def test_the_card_names_every_file():
+    """Each file that comes along stands in the card with its hash."""
+    names = re.findall(r"^!/ckpt/(.+\.(?:pt|npz))$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
+    assert {"mymodel.pt", "companded.pt", "restorer.pt", "no_network.npz", "diagnosis.pt"} <= set(names)
+    for name in names:
+        assert f"## {name}" in CARD.read_text() and sha256_of(SHIPPED.with_name(name)) in CARD.read_text(), name
