@@ -173,8 +173,8 @@ def draw_rows(scorer: Scorer, of_places: rival.PlaceMaps | None, where: tuple, l
     if shown is None:
         peaks = r_peaks[scorer.protocol.detector]
         restorations = (*scorer.restore(records, peaks, rows), scorer.map_few(records, peaks, rows))
-    titles = {name: title + ("\n" if "\n" not in title else " ") + "The AUROC is of the protocol's map; what is "
-              "expected, and how rare the rest is, comes from the restorer of beats." * (shown is not None) for name, (_, title) in chosen.items()}
+    titles = {name: title + ("\n" if "\n" not in title else " ") + "The AUROC is the protocol's; the drawing "
+              "is by the restorer of beats." * (shown is not None) for name, (_, title) in chosen.items()}
     return drawing.draw_examples(titles, lead_names, "mV" if records.in_millivolts else "normalised", labels,
                                  shown or restorations, rare=shown is not None)
 
