@@ -8,6 +8,7 @@ import unicodedata
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.linalg import block_diag
 
 from ecg.signals import LARGEST_MILLIVOLTS, LEAD_NAMES, RecordError
 
@@ -16,6 +17,9 @@ LEAD = re.compile(r"(?:mdc[ _])?(?:(?:ecg|ekg|lead|ableitung)[ _.:-]*)*(iii|ii|i
 MILLIVOLTS = {"mv": 1.0, "uv": 1e-3, "nv": 1e-6}   # not "v": wfdb reads a Greek micro sign as no letter, and µV as V
 DERIVED = {"III": {"II": 1, "I": -1}, "II": {"I": 1, "III": 1}, "I": {"II": 1, "III": -1},
            "aVR": {"I": -0.5, "II": -0.5}, "aVL": {"I": 1, "II": -0.5}, "aVF": {"II": 1, "I": -0.5}}
+INDEPENDENT = [0, 1, 6, 7, 8, 9, 10, 11]            # I, II, V1-V6 among the twelve: the others are sums of I and II
+# (12, 8), from the independent leads to the twelve
+TO_TWELVE = block_diag([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]], np.eye(6))
 
 
 def lead_named(name: str) -> str | None:

@@ -163,10 +163,9 @@ def require_ours(data_path: Path):
     """Raise UserError where one of the files is there already and is not of an earlier run."""
     present = [data_path / name for name in (WINDOWS, BEATS, MANIFEST) if (data_path / name).exists()]
     try:
-        ours = not present or json.loads((data_path / MANIFEST).read_text())["source"] == SOURCE
-        if ours and (data_path / WINDOWS).exists():
-            made = json.loads((data_path / MANIFEST).read_text())["fingerprint"]
-            ours = made == fingerprint(load_npy(data_path / WINDOWS))
+        about = json.loads((data_path / MANIFEST).read_text()) if present else {}
+        ours = not present or about["source"] == SOURCE and (
+            data_path / WINDOWS not in present or about["fingerprint"] == fingerprint(load_npy(data_path / WINDOWS)))
     except (OSError, ValueError, TypeError, KeyError):
         ours = False
     if not ours:

@@ -6,18 +6,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.linalg import block_diag
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import butter, filtfilt
 from scipy.signal.windows import tukey
 
+from ecg.leads import INDEPENDENT, TO_TWELVE
 from ecg.signals import FILTER_ORDER, PASS_BAND, RECORD_LENGTH, SAMPLING_RATE
 from ecg.waves import Waves, find_waves, phases_of, samples
 
 TIME = np.arange(RECORD_LENGTH)
-INDEPENDENT = (0, 1, 6, 7, 8, 9, 10, 11)                        # I, II, V1 ... V6 among the twelve
-# Back to the twelve: III = II - I (Einthoven); aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2 (Goldberger).
-TO_TWELVE = block_diag([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]], np.eye(6))
 HIGH_PASS, LOW_PASS = (butter(FILTER_ORDER, cutoff, kind, fs=SAMPLING_RATE)
                        for cutoff, kind in zip(PASS_BAND, ("highpass", "lowpass")))
 

@@ -8,16 +8,12 @@ from dataloader import valid_beats
 from ecg.arrays import ROWS_AT_ONCE, Records
 from ecg.signals import SAMPLING_RATE
 from model import GLOBAL_LENGTH, GLOBAL_START
-from scoring.without_network import INDEPENDENT, RIGID, stretch_times, stretching
+from scoring.without_network import RIGID, stretch_times, stretching
 
 TIMES = np.arange(-43, 60) / 100            # s from R: from before the longest PR interval to after T
 PLACE = 5                                   # samples of a place, 10 ms
 SAMPLES = np.arange(GLOBAL_START + PLACE // 2, GLOBAL_START + GLOBAL_LENGTH, PLACE)     # the middle of each: (960,)
 LATEST_START = 0.42                         # of the RR interval before R: no beat begins earlier
-# From I, II, V1-V6 to twelve: III = II - I (Einthoven); aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2 (Goldberger).
-TO_TWELVE = np.zeros((12, len(INDEPENDENT)))
-TO_TWELVE[:6, :2] = [[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]]
-TO_TWELVE[6:, 2:] = np.eye(6)
 
 
 def usual_interval(r_peaks: np.ndarray) -> float:

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from scoring.beat_frame import TIMES, TO_TWELVE
-from scoring.without_network import INDEPENDENT
+from ecg.leads import INDEPENDENT, TO_TWELVE
+from scoring.beat_frame import TIMES
 from utils import UserError
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "ckpt" / "restorer.pt"

@@ -9,13 +9,13 @@ import numpy as np
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
+from ecg.leads import INDEPENDENT
 from ecg.signals import LEAD_NAMES, SAMPLING_RATE
 
 BEFORE, AFTER = 440, 960                    # ms around R of a median beat, at 250 Hz: what the slowest rhythm needs
 FIRST_R, LAST_R = 200, 4400                 # samples: between them a beat is whole, as in the paper
 INSTEAD = np.arange(300, LAST_R, 500)       # samples: where a record without a whole beat is cut
 SLOWEST, FASTEST = 2.5, 0.25                # s, RR intervals beyond which nothing stretches further
-INDEPENDENT = [0, 1, 6, 7, 8, 9, 10, 11]    # I, II, V1-V6: the other leads are sums of I and II
 TIMES = np.arange(-30, 60) / 100            # s from R, of the shape, at 60 beats a minute
 T_TIMES = np.arange(0.148, 0.456, 0.004)    # s from R, where the T wave peaks, at 60 beats a minute
 RIGID = 0.05                                # s around R: QRS, which does not stretch with the RR interval

@@ -11,7 +11,8 @@ from ecg.lesions import KINDS, MAKERS, TERRITORIES, VISIBLE, implant, implant_so
 from ecg.ludb import PHASES
 from ecg.r_peaks import find_r_peaks_by_slope
 from ecg.signals import filter_leads
-from ecg.waveforms import INDEPENDENT, TO_TWELVE, read_ecg
+from ecg.leads import INDEPENDENT, TO_TWELVE
+from ecg.waveforms import read_ecg
 from ecg.waves import find_waves
 from evaluation.lesions import open_lesions
 from utils import UserError, save_json

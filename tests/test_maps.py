@@ -5,12 +5,13 @@ import torch
 from conftest import run_script
 
 from ecg.arrays import Records, load_table, open_records
+from ecg.leads import INDEPENDENT
 from scoring.beat_frame import SAMPLES, TIMES, lay_back, typical_beats
 from scoring.beat_models import BEAT_MODELS
 from scoring.beat_restorer import HELD_BACK, BeatRestorer, load_restorer
 from scoring.maps import WITH_NETWORK, WITHOUT_NETWORK, beat_to_beat, fit_maps, make_maps, network_unusualness
 from scoring.usual import fit_rarity, rarity, show_record
-from scoring.without_network import INDEPENDENT, stretch_times
+from scoring.without_network import stretch_times
 from tools.train_restorer import draw_batch, pass_high, train
 from utils import UserError
 

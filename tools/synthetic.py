@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import wfdb
-from scipy.linalg import block_diag
 from scipy.ndimage import binary_closing
 from scipy.signal import butter, resample_poly, sosfilt
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from ecg.arrays import SIMULATED_MARKER
+from ecg.leads import TO_TWELVE
 from utils import UserError, run, write_atomically
 
 RATE = 500  # Hz
@@ -36,9 +36,6 @@ MEASURED = ("I", "II", "V1", "V2", "V3", "V4", "V5", "V6")  # the other four fol
 # Clin Cardiol 3:87; also in Edenbrandt & Pahlm 1988, J Electrocardiol 21:361.
 DOWER = np.array([[0.632, -0.235, 0.059], [0.235, 1.066, -0.132], [-0.515, 0.157, -0.917], [0.044, 0.164, -1.387],
                   [0.882, 0.098, -1.277], [1.213, 0.127, -0.601], [1.125, 0.127, -0.086], [0.831, 0.076, 0.230]])
-# MEASURED to LEADS: III = II - I (Einthoven); aVR = -(I + II)/2, aVL = I - II/2, aVF = II - I/2 (Goldberger).
-TO_TWELVE = block_diag([[1, 0], [0, 1], [-1, 1], [-0.5, -0.5], [1, -0.5], [-0.5, 1]], np.eye(6))
-
 MUSCLE_BAND = butter(2, (20, 150), "bandpass", fs=RATE, output="sos")
 TRUTH_THRESHOLD = 0.05  # mV between the abnormal ECG and its own normal counterpart, half a small square of ECG paper
 TRUTH_GAP = 0.040  # s; a shorter gap is a zero crossing of the difference, and is marked too

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 
 from dataloader import choose_rows
 from ecg.arrays import fingerprint, load_r_peaks, load_table, open_records
+from ecg.leads import INDEPENDENT, TO_TWELVE
 from model import LEADS
-from scoring.beat_frame import TIMES, TO_TWELVE, typical_beats
+from scoring.beat_frame import TIMES, typical_beats
 from scoring.beat_restorer import HELD_BACK, WEIGHTS, BeatRestorer
 from scoring.protocols import CLEAN
-from scoring.without_network import INDEPENDENT
 from utils import UserError, git_commit, require_writable, run, write_atomically
 
 BATCH, RATE, WEIGHT_DECAY, WARM_UP = 128, 1e-3, 1e-3, 100
