@@ -8,7 +8,7 @@ from dataloader import valid_beats
 from ecg.arrays import ROWS_AT_ONCE, Records
 from ecg.signals import SAMPLING_RATE
 from model import GLOBAL_LENGTH, GLOBAL_START
-from scoring.without_network import RIGID, stretch_times, stretching
+from scoring.without_network import RIGID, interpolate, stretch_times, stretching
 
 TIMES = np.arange(-43, 60) / 100            # s from R: from before the longest PR interval to after T
 PLACE = 5                                   # samples of a place, 10 ms
@@ -19,13 +19,6 @@ LATEST_START = 0.42                         # of the RR interval before R: no be
 def usual_interval(r_peaks: np.ndarray) -> float:
     """The median RR interval, s; 1 where there is none."""
     return float(np.median(np.diff(r_peaks))) / SAMPLING_RATE if len(r_peaks) > 1 else 1.0
-
-
-def interpolate(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """values (n, leads) at fractional indices (...,), the ends going on: (..., leads)."""
-    places = np.clip(places, 0, len(values) - 1.001)
-    left = places.astype(int)
-    return values[left] + (places - left)[..., None] * (values[left + 1] - values[left])
 
 
 def beat_at_times(record: np.ndarray, r_peaks: np.ndarray) -> np.ndarray:

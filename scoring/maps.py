@@ -11,9 +11,10 @@ from dataloader import valid_beats
 from ecg.arrays import Records
 from ecg.leads import INDEPENDENT, TO_TWELVE
 from ecg.signals import SAMPLING_RATE
-from scoring.beat_frame import PLACE, SAMPLES, interpolate, lay_back, typical_beats, usual_interval
+from scoring.beat_frame import PLACE, SAMPLES, lay_back, typical_beats, usual_interval
 from scoring.beat_models import BEAT_MODELS
 from scoring.beat_restorer import HELD_BACK, BeatRestorer
+from scoring.without_network import interpolate
 
 MOST_NORMALS = 2000                 # that a beat model is fitted to
 LEAST_SIZE = 0.005                  # mV added to the usual size of a residual: noise

@@ -76,11 +76,16 @@ def stretch_times(times: np.ndarray, rr: float) -> np.ndarray:
                              + np.maximum(np.abs(times) - RIGID, 0) * stretching(times, rr))
 
 
+def interpolate(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """values (n, leads) at fractional indices (...,), the ends going on: (..., leads)."""
+    places = np.clip(places, 0, len(values) - 1.001)
+    left = places.astype(int)
+    return values[left] + (places - left)[..., None] * (values[left + 1] - values[left])
+
+
 def stretched(beat: np.ndarray, times: np.ndarray, rr: float) -> np.ndarray:
     """A median beat (350, leads) with RR interval rr, s, at times, s, of a beat of 60 a minute: (times, leads)."""
-    place = np.clip((1000 * stretch_times(times, rr) + BEFORE) / 4, 0, len(beat) - 1.001)
-    left = place.astype(int)
-    return beat[left] + (place - left)[:, None] * (beat[left + 1] - beat[left])
+    return interpolate(beat, (1000 * stretch_times(times, rr) + BEFORE) / 4)
 
 
 def companded(features: np.ndarray, largest: np.ndarray) -> np.ndarray:
