@@ -51,6 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     method.add_argument("--restore", type=int, choices=(0, 1), default=1, help="0: a joint arm without the decoders "
                         "and their loss, in half the time (default 1, as published)")
     method.add_argument("--epochs", type=int, default=50, help="fixed beforehand (default %(default)s)")
+    method.add_argument("--epoch_records", type=int, help="records that an epoch draws (default: all of folds 1-8)")
     method.add_argument("--batch_size", type=int, default=32, help="records (default %(default)s)")
     method.add_argument("--lr", type=float, default=1e-4, help="initial learning rate (default %(default)s)")
     method.add_argument("--seed", type=int, default=0, help="of all that is random (default %(default)s)")
@@ -64,8 +65,9 @@ def parse_arguments() -> argparse.Namespace:
 def check(flags: argparse.Namespace) -> argparse.Namespace:
     """The flags, or UserError for what no run can do."""
     for name, least, most in (("mask_ratio", 0, 99), ("epochs", 1, 10**6), ("batch_size", 2, 10**6),
-                              ("lr", 1e-12, 1e6), ("seed", 0, 2**31), ("gamma_pos", 0, 100)):
-        if not least <= getattr(flags, name) <= most:
+                              ("epoch_records", 2, 10**9), ("lr", 1e-12, 1e6), ("seed", 0, 2**31),
+                              ("gamma_pos", 0, 100)):
+        if getattr(flags, name) is not None and not least <= getattr(flags, name) <= most:
             raise UserError(f"--{name} {getattr(flags, name)} is out of range; choose {least} to {most}")
     if flags.arm.startswith("ad") != bool(flags.encoder):
         raise UserError(f"--arm {flags.arm} " + ("has random encoders; leave --encoder out" if flags.encoder else
@@ -118,12 +120,12 @@ class FrozenEpochs:
             self.head = self.head.layers
 
     def __len__(self):
-        return -(-len(self.rows) // self.flags.batch_size)
+        return -(-min(len(self.rows), self.flags.epoch_records or len(self.rows)) // self.flags.batch_size)
 
     def losses(self, epoch: int):
         """Yield (loss, records) for every batch of an epoch."""
         generator = torch.Generator().manual_seed(self.flags.seed * 1_000_003 + epoch)
-        order = self.rows[torch.randperm(len(self.rows), generator=generator).numpy()]
+        order = self.rows[torch.randperm(len(self.rows), generator=generator).numpy()][:self.flags.epoch_records]
         for start in range(0, len(order), self.flags.batch_size):
             rows = order[start:start + self.flags.batch_size]
             logits = self.head(torch.from_numpy(self.features[rows]).to(self.device).float())
@@ -139,7 +141,7 @@ class JointEpochs:
         self.labels, self.attributes = torch.from_numpy(statements.labels), torch.from_numpy(statements.attributes)
         self.batches = TrainingBatches(statements.records, statements.training_rows(), statements.beats,
                                        Normalisation.of(network.input, device), flags.batch_size, flags.mask_ratio,
-                                       flags.seed)
+                                       flags.seed, flags.epoch_records)
         self.trained = network
 
     def __len__(self):
