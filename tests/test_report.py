@@ -1,129 +1,20 @@
-"""test.py as its users call it: the report's files and numbers, the authors' command line, what is refused.
+"""test.py's report: its numbers, what is printed, and what is drawn.
 
 A stand-in scores in place of the network wherever the network is not what is tested.
 """
-import hashlib
-import json
-import os
 import re
-import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import full_disk, run_script
+from conftest import run_script
+from report_data import (KINDS, PROTOCOLS, RIVALS, arrays, checkpoint, hashes, report_into, results_of, stand_in,
+                         use_stand_in)
 from sklearn.metrics import roc_auc_score
-from small import TIME, read_all
 
-import test as script
-from ecg.arrays import fingerprint
-from evaluation import figures, files, metrics, rival
-from scoring import without_network
+from evaluation import figures, metrics, rival
 from scoring.beat_restorer import BeatRestorer
-from scoring.passes import Scores
-from utils import UserError, save_json
-
-PROTOCOLS = ("paper", "clean", "combined")
-RIVALS = ("largest amplitude", "mean |slope|", "heart rate", "RR irregularity", "age", "|age - mean|", "sex",
-          "no network")
-SIZES = {"train": 170, "test": 60, "val": 40, "benchmark": 4}
-KINDS = ("none", "t_wave", "p_loss")
-
-
-def draw_ecgs(rng, labels):
-    """(records, 5000, 12) mV: a beat every 0.7 to 1 s; where the label is 1 its T wave is small."""
-    rate, size = rng.uniform(0.7, 1, (len(labels), 1)), rng.normal(1, 0.2, (len(labels), 1, 12))
-    time = TIME % rate - 0.3
-    t_wave = np.where(labels == 1, 0.1, 0.3)[:, None] * np.exp(-((time - 0.25) / 0.05) ** 2)
-    ecgs = (np.exp(-(time / 0.015) ** 2) + t_wave)[..., None] * size
-    return (ecgs + rng.normal(0, 0.02, ecgs.shape)).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def arrays(tmp_path_factory):
-    """A folder of arrays with tables, every patient with two records, and a benchmark with phases and diagnoses."""
-    folder, rng, known = tmp_path_factory.mktemp("arrays"), np.random.default_rng(0), {}
-    for split, number in SIZES.items():
-        labels = np.arange(number) % 2 * (split != "train")
-        ecgs, name = draw_ecgs(rng, labels), {"benchmark": "benchmark_data"}.get(split, split)
-        low, high = ecgs.min(axis=1), ecgs.max(axis=1)
-        if split in ("train", "benchmark"):
-            ecgs = (2 * (ecgs - low[:, None]) / (high - low)[:, None] - 1).astype(np.float32)
-            phases = np.where((TIME % 0.9 < 0.3)[:, None], 3, 5) * np.ones(ecgs.shape, np.uint8)
-            extra = {"phases": phases.astype(np.uint8)} if split == "benchmark" else {}
-            np.savez(folder / f"{split}_details.npz", low=low, high=high, fingerprint=fingerprint(ecgs), **extra)
-        np.save(folder / f"{name}.npy", ecgs)
-        known[split] = {"fingerprint": fingerprint(ecgs)}
-        table = pd.DataFrame({"ecg_id": np.arange(number), "patient_id": np.arange(number) // 2, "fold": 1,
-                              "age": rng.integers(30, 90, number), "sex": rng.choice(["F", "M"], number),
-                              "superclasses": np.where(labels, "MI", "NORM"), "statements": "SR"})
-        table.loc[3, ["age", "sex"]] = [np.nan, ""]
-        if split == "benchmark":
-            labels = np.repeat((phases == 5)[..., :1] * labels[:, None, None], 12, axis=2).astype(np.uint8)
-            table = table[["ecg_id"]].assign(diagnoses=np.where(labels.any(axis=(1, 2)), "Scar formation: septal.", ""))
-        table.to_csv(folder / f"{split}_records.csv", index=False)
-        if split != "train":
-            np.save(folder / {"test": "label.npy"}.get(split, f"{split}_label.npy"), labels)
-    known["test_lesions"] = {**draw_lesions(folder), "made_of": known["test"]["fingerprint"]}
-    save_json(folder / "manifest.json", {"arrays": known, "source": {"data_set": "simulated"}})
-    return folder
-
-
-def draw_lesions(folder):
-    """Lesions in six normals of the test set, a row of each kind: marked and higher by 0.3 mV is QRS, in five leads."""
-    rows = np.repeat(np.arange(0, 12, 2), len(KINDS))
-    kinds, ecgs = np.tile(KINDS, 6), np.load(folder / "test.npy")[rows]
-    phases = np.repeat(np.where(TIME % 0.9 < 0.3, 3, 5).astype(np.uint8)[None], len(rows), axis=0)
-    truth = ((phases == 3)[:, :, None] & (kinds != "none")[:, None, None] & (np.arange(12) < 5)).astype(np.uint8)
-    ecgs += np.float32(0.3) * truth
-    for name, array in (("", ecgs), ("_truth", truth), ("_phases", phases)):
-        np.save(folder / f"test_lesions{name}.npy", array)
-    pd.DataFrame({"ecg_id": rows, "patient_id": rows // 2, "kind": kinds, "description": "higher"}).to_csv(
-        folder / "test_lesions_records.csv", index=False)
-    return {"fingerprint": fingerprint(ecgs)}
-
-
-class StandIn:
-    """Scores without the network, as Scorer does with it; under paper the scores are worse."""
-
-    def __init__(self, model, protocol, mask_ratio=30, amp="off"):
-        self.protocol = protocol
-
-    def score(self, records, r_peaks, rows=None, with_maps=False):
-        ecgs = records.read(np.arange(len(records)) if rows is None else rows)
-        noise = np.random.default_rng(len(ecgs)).normal(size=len(ecgs)) * 0.02 * (1 + self.protocol.as_stored)
-        maps = np.abs(ecgs[:, 100:4900]) if with_maps else None
-        return Scores(1 / ecgs.std(axis=(1, 2)) + noise, maps, 0, 0)
-
-    def map_few(self, records, r_peaks, rows):
-        return self.score(records, r_peaks, rows, with_maps=True).maps
-
-    def restore(self, records, r_peaks, rows):
-        ecgs = records.millivolts(rows)[:, 100:4900]
-        return ecgs, ecgs - 0.25
-
-
-def use_stand_in(patch):
-    """StandIn in place of Scorer, a rival that is fitted quickly, no maps of median beats, figures of a few bytes."""
-    patch.setattr(script, "Scorer", StandIn)
-    patch.setattr(rival, "WEIGHTS", files.Path("absent.pt"))
-    patch.setattr(rival, "LEAST_FOR_MAPS", 10 ** 6)
-    patch.setattr(without_network, "CROSS_FITS", 2)
-    patch.setattr(figures, "pack", lambda figure: {"png": b"png", "pdf": b"pdf"})
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    use_stand_in(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(published_state, tmp_path_factory):
-    """A checkpoint in the published format."""
-    path = tmp_path_factory.mktemp("ckpt") / "mymodel.pt"
-    torch.save({"model_state_dict": published_state}, path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -138,16 +29,6 @@ def reported(arrays, checkpoint, tmp_path_factory):
                               "--output_dir", folder)
     assert finished.returncode == 0, finished.stderr
     return folder, finished.stdout, drawn
-
-
-def results_of(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
-def hashes(folder):
-    """The SHA-256 of every file but results.json."""
-    return {name: hashlib.sha256(content).hexdigest() for name, content in read_all(folder).items()
-            if name != "results.json"}
 
 
 def test_numbers_are_those_of_the_scores(reported, arrays):
@@ -313,89 +194,3 @@ def test_ecg_and_restoration_are_drawn_as_what_they_are(reported, arrays):
         assert example.restored == pytest.approx(millivolts - 0.25, abs=1e-5)
         np.testing.assert_array_equal(example.truth, truth[row, 100:4900])
         np.testing.assert_array_equal(example.scores, np.abs(ecgs[row, 100:4900]))
-
-
-# ---- files
-
-def report_into(folder, arrays, checkpoint, *flags):
-    return run_script("test.py", "--data_path", arrays, "--load_path", checkpoint, "--protocol", "clean", "--fold9", 0,
-                      "--output_dir", folder, *flags)
-
-
-@pytest.mark.parametrize("name", ["report.md", "results.json", "detection_curves.png", "localization_scar_best.pdf",
-                                  "localization_maps_clean.npy", "auroc_by_lead.png/folder"])
-def test_no_file_of_the_users_is_overwritten(arrays, checkpoint, tmp_path, monkeypatch, name):
-    """A foreign file under a name of the report is refused before anything is scored, with the remedy."""
-    monkeypatch.setattr(script, "Scorer", None)                         # it would fail
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("{}")
-    refusal = report_into(tmp_path, arrays, checkpoint, "--save_maps", 1).refusal
-    assert name.split("/")[0] in refusal and "--output_dir" in refusal
-    assert (tmp_path / name).read_text() == "{}" and len(list(tmp_path.iterdir())) == 1
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_a_later_report_replaces_what_the_earlier_one_wrote(arrays, checkpoint, tmp_path):
-    """Of the earlier report goes what is unchanged; files of other names stay, and a changed one is not overwritten."""
-    foreign = {"auroc_by_my_paper.pdf", "localization_maps_mine.npy", "report.md.tmp", "report.md.part"}
-    for name in foreign:
-        (tmp_path / name).write_text("mine")
-    assert report_into(tmp_path, arrays, checkpoint).returncode == 0
-    (tmp_path / "detection_curves.png").write_text("retouched")
-    assert report_into(tmp_path, arrays, checkpoint).returncode == 2
-    finished = report_into(tmp_path, arrays, checkpoint, "--figures", 0)
-    assert finished.returncode == 0, finished.stderr
-    assert {path.name for path in tmp_path.iterdir()} == foreign | {"report.md", "results.json", "detection_scores.csv",
-                                                                   "detection_curves.png"}
-    assert (tmp_path / "detection_curves.png").read_text() == "retouched"
-    assert all((tmp_path / name).read_text() == "mine" for name in foreign)
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_a_report_that_was_killed_is_replaced(arrays, checkpoint, tmp_path, monkeypatch):
-    """Killed between two renames, what is left is of two reports, all ours: the next one replaces it."""
-    assert report_into(tmp_path, arrays, checkpoint, "--figures", 0).returncode == 0
-    with monkeypatch.context() as patch:
-        replace = os.replace
-        patch.setattr(os, "replace", lambda old, new: 1 / 0 if "csv" in new.name else replace(old, new))
-        with pytest.raises(ZeroDivisionError):
-            report_into(tmp_path, arrays, checkpoint, "--figures", 0, "--mask_ratio", 20)
-    assert report_into(tmp_path, arrays, checkpoint, "--figures", 0, "--mask_ratio", 20).returncode == 0
-    assert results_of(tmp_path)["files"] == hashes(tmp_path) and len(hashes(tmp_path)) == 2
-
-
-@pytest.mark.parametrize("size", [10, 10 ** 6])
-def test_full_disk_leaves_the_last_report_whole(tmp_path, size):
-    """A disk that fills up while any file is written: all files of the earlier report stay as they were."""
-    files.write_report(tmp_path, {"report.md": b"old", "gone.png": b"old"}, {"clean": 1})
-    before = read_all(tmp_path)
-    with full_disk(50_000), pytest.raises(UserError, match="could not be written .*; free some space"):
-        files.write_report(tmp_path, {"report.md": b"new" * size, "a.csv": b"new"}, {"clean": "x" * 10 ** 6})
-    assert read_all(tmp_path) == before
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_several_checkpoints(arrays, checkpoint, tmp_path):
-    """Each checkpoint gets a report of its own; their mean and standard deviation are written and printed."""
-    shutil.copy(checkpoint, tmp_path / "other.pt")
-    finished = run_script("test.py", "--data_path", arrays, "--load_path", checkpoint, tmp_path / "other.pt",
-                          "--protocol", "clean", "--figures", 0, "--fold9", 0, "--output_dir", tmp_path / "results")
-    assert finished.returncode == 0, finished.stderr
-    folder = tmp_path / "results"
-    assert {path.name for path in folder.iterdir()} == {"1-mymodel", "2-other", "results.json", "report.md"}
-    runs = [results_of(folder / name)["clean"]["detection_auroc"] for name in ("1-mymodel", "2-other")]
-    mean = results_of(folder)["mean"]["clean"]["detection_auroc"]
-    assert mean == {"mean": pytest.approx(np.mean(runs)), "sd": pytest.approx(np.std(runs, ddof=1))}
-    assert f"{100 * mean['mean']:.1f} ± {100 * mean['sd']:.1f}" in finished.stdout
-
-
-# ---- what is there and what is not
-
-def test_without_a_network(arrays, tmp_path):
-    """--protocol none needs no checkpoint: the rival and the trivial scores make the same report."""
-    finished = run_script("test.py", "--data_path", arrays, "--protocol", "none", "--load_path", "absent.pt",
-                          "--output_dir", tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    results = results_of(tmp_path)
-    assert set(results["baselines"]["detection"]) == set(RIVALS) and not set(PROTOCOLS) & set(results)
-    assert "detection_curves.png" in results["files"] and "no network" in finished.stdout
