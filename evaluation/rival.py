@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dataloader import choose_rows
 from ecg.arrays import (SIGNAL_FILES, VALIDATION_FOLD, Records, fingerprint, load_r_peaks, load_table, open_records,
                         signal_path)
 from ecg.signals import LEAD_NAMES
@@ -49,11 +50,10 @@ class PlaceMaps:
             return None
         restorer, facts = load_restorer(WEIGHTS) if WEIGHTS.exists() else (None, {})
         if restorer is not None and facts.get("train_fingerprint") != fingerprint(records.signals):
-            print(f"{WEIGHTS.name} was trained on another train.npy: what is usual may come from records that it saw; "
-                  "tools/train_restorer.py trains it again")
-        where = records, r_peaks, rows, restorer
-        fitted = fit_maps(*where)
-        return cls(fitted, restorer, None if restorer is None else fit_rarity(fitted, *where))
+            print(f"{WEIGHTS.name}, whose maps tell where, was trained on other normals than this train.npy; "
+                  "python -m tools.train_restorer trains it on these")
+        fitted = fit_maps(records, r_peaks, rows, restorer)
+        return cls(fitted, restorer, None if restorer is None else fit_rarity(fitted))
 
     def make(self, records: Records, r_peaks: list, rows: np.ndarray) -> dict:
         """{name: (n, 4800, leads)}."""
@@ -162,10 +162,8 @@ def open_normals(data_path, leads: int) -> tuple:
             raise UserError(f"{data_path} holds no {SIGNAL_FILES['train']}; make it with preprocess.py")
         records = open_records(data_path, "train", leads)
         known = load_table(data_path, "train", records) or {}
-        if "fold" not in known and signal_path(data_path, "val").exists():
-            raise UserError(f"no train_records.csv tells the folds of {SIGNAL_FILES['train']}, so fold 9 cannot be held "
-                            "back; make the arrays with preprocess.py")
-        rows = np.flatnonzero(known.get("fold", np.zeros(len(records))) != VALIDATION_FOLD)
+        has_fold9 = "fold" in known or signal_path(data_path, "val").exists()
+        rows = choose_rows(VALIDATION_FOLD if has_fold9 else None, known, len(records))
         table = {name: column[rows] for name, column in known.items()}
         if leads != len(LEAD_NAMES):
             raise UserError(f"it needs {len(LEAD_NAMES)} leads, and --dims is {leads}")

@@ -5,6 +5,7 @@ does not explain of others, (n, 103, 8) mV. Every other place is left out away f
 25 Hz.
 """
 import numpy as np
+from sklearn.decomposition import PCA
 
 from scoring.beat_frame import TIMES
 
@@ -21,9 +22,8 @@ def fit_residual(beats: np.ndarray) -> dict:
     """Principal components of companded beats."""
     scale = 2 * np.quantile(np.abs(beats).reshape(-1, beats.shape[2]), 0.99, axis=0)
     points = compand(beats, scale).reshape(len(beats), -1)
-    centre = points.mean(axis=0)
-    _, vectors = np.linalg.eigh(np.cov((points - centre).T))
-    return {"scale": scale, "centre": centre, "components": vectors[:, -COMPONENTS:]}
+    of_points = PCA(COMPONENTS, svd_solver="covariance_eigh").fit(points)
+    return {"scale": scale, "centre": of_points.mean_, "components": of_points.components_.T}
 
 
 def compand(beats: np.ndarray, scale: np.ndarray) -> np.ndarray:

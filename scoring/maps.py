@@ -53,6 +53,7 @@ def fit_maps(records: Records, r_peaks: list, rows, restorer: BeatRestorer | Non
         restored, odds = restorer.restore(normals, rr)
         fitted["network"] = {"usual": usual_size(normals - restored), "odds_centre": odds.mean(axis=0),
                              "odds_deviation": odds.std(axis=0) + 0.1}
+        fitted["network"]["normals"] = network_unusualness(fitted["network"], normals - restored, odds)
     return fitted
 
 
@@ -68,11 +69,10 @@ def unusualness(residuals: np.ndarray, usual: np.ndarray) -> np.ndarray:
     return squared + OTHER_LEADS * squared.mean(axis=2, keepdims=True)
 
 
-def network_unusualness(fitted: dict, restorer: BeatRestorer, beats: np.ndarray, rr: np.ndarray) -> np.ndarray:
-    """How unusual the places of beats (n, 103, 12), mV, are by what the network restores and by its log-odds."""
-    restored, odds = restorer.restore(beats, rr)
+def network_unusualness(fitted: dict, residuals: np.ndarray, odds: np.ndarray) -> np.ndarray:
+    """How unusual places are by what the network does not restore of beats, mV, and its log-odds, (n, 103, 12) each."""
     among_normals = (odds - fitted["odds_centre"]) / fitted["odds_deviation"]
-    return np.log1p(unusualness(beats - restored, fitted["usual"])) + ODDS * odds + ODDS_AMONG_NORMALS * among_normals
+    return np.log1p(unusualness(residuals, fitted["usual"])) + ODDS * odds + ODDS_AMONG_NORMALS * among_normals
 
 
 def make_maps(fitted: dict, records: Records, r_peaks: list, rows, restorer: BeatRestorer | None = None) -> dict:
@@ -85,7 +85,8 @@ def make_maps(fitted: dict, records: Records, r_peaks: list, rows, restorer: Bea
     of_beats = {name: unusualness(left_over(fitted[name], beats[..., INDEPENDENT]) @ TO_TWELVE.T, fitted[name]["usual"])
                 for name, (_, left_over) in BEAT_MODELS.items()}
     if restorer is not None:
-        of_beats["network"] = network_unusualness(fitted["network"], restorer, beats, rr)
+        restored, odds = restorer.restore(beats, rr)
+        of_beats["network"] = network_unusualness(fitted["network"], beats - restored, odds)
     maps = {name: np.stack([lay_back(of_row, r_peaks[row]) for of_row, row in zip(values, rows)])
             for name, values in of_beats.items()}
     single = np.stack([beat_to_beat(record, r_peaks[row]) for record, row in zip(records.millivolts(rows), rows)])

@@ -8,7 +8,7 @@ import numpy as np
 from dataloader import crop_global
 from ecg.arrays import Records
 from scoring.beat_frame import PLACE, lay_back, typical_beats
-from scoring.beat_restorer import HELD_BACK, BeatRestorer
+from scoring.beat_restorer import BeatRestorer
 from scoring.maps import network_unusualness
 
 LEVELS = np.array([0.5, 0.9, 0.97, 0.99, 0.997, 0.999])
@@ -16,10 +16,9 @@ RARITIES = -np.log10(1 - LEVELS)            # 0.3 ... 3
 NEIGHBOURS = 2                              # places before and after whose normals count too: 1 in 1,000 needs many
 
 
-def fit_rarity(fitted: dict, records: Records, r_peaks: list, rows, restorer: BeatRestorer) -> np.ndarray:
-    """The LEVELS' quantiles of normals' unusualness by place and lead, (6, 103, 12); arguments of fit_maps()."""
-    unusual = network_unusualness(fitted["network"], restorer,
-                                  *typical_beats(records, r_peaks, np.asarray(rows)[::HELD_BACK]))
+def fit_rarity(fitted: dict) -> np.ndarray:
+    """The LEVELS' quantiles of normals' unusualness by place and lead, (6, 103, 12). fitted: of fit_maps()."""
+    unusual = fitted["network"]["normals"]
     places = np.arange(unusual.shape[1])
     around = [unusual[:, np.clip(places + shift, 0, len(places) - 1)] for shift in range(-NEIGHBOURS, NEIGHBOURS + 1)]
     return np.quantile(np.concatenate(around), LEVELS, axis=0)
@@ -41,8 +40,8 @@ def show_record(fitted: dict, quantiles: np.ndarray, records: Records, r_peaks: 
     Expected is the restored median beat, laid on every beat. r_peaks: of every record.
     """
     beats, rr = typical_beats(records, r_peaks, [row])
-    unusual = network_unusualness(fitted["network"], restorer, beats, rr)[0]
-    expected, _ = restorer.restore(beats, rr)
+    expected, odds = restorer.restore(beats, rr)
+    unusual = network_unusualness(fitted["network"], beats - expected, odds)[0]
     laid = [np.repeat(lay_back(values, r_peaks[row]), PLACE, axis=0).astype(np.float32)
             for values in (expected[0], rarity(quantiles, unusual))]
     return crop_global(records.millivolts([row]))[0], *laid

@@ -164,8 +164,10 @@ def test_restorer_returns_the_twelve_leads_in_millivolts_and_refuses_other_files
 
 
 def test_rarity_is_the_share_of_normals(normals, fitted, restorer):
-    quantiles = fit_rarity(fitted, *normals, np.arange(160), restorer)
-    unusual = network_unusualness(fitted["network"], restorer, *typical_beats(*normals, np.arange(0, 160, 8)))
+    quantiles = fit_rarity(fitted)
+    beats, rr = typical_beats(*normals, np.arange(0, 160, 8))
+    restored, odds = restorer.restore(beats, rr)
+    unusual = network_unusualness(fitted["network"], beats - restored, odds)
     of_normals = np.stack([rarity(quantiles, of_one) for of_one in unusual])
     assert fitted["network"]["usual"].mean() < 0.05                         # mV: seen less expected
     assert 0.03 < np.mean(of_normals > 1) < 0.2 and 0.4 < np.mean(of_normals > 0.301) < 0.6
