@@ -31,18 +31,26 @@ def choose_rows(fold_held_back: int | None, table: dict | None, records: int) ->
     return np.flatnonzero(table["fold"] != fold_held_back)
 
 
-def open_training(data_path, leads: int, detector: str, fold_held_back: int | None, beats: str | None = None) -> tuple:
-    """(records, their table or None, the rows to train on, the R peaks of every row). Raises UserError.
+@dataclass
+class TrainingSet:
+    """What is trained on: rows of records. r_peaks: of every row of the array; table: of its records, where known."""
+    records: Records
+    rows: np.ndarray
+    r_peaks: list
+    table: dict | None = None
 
-    Of train.npy, less a fold; with beats, a split of beats.SPLITS, of MIT-BIH's windows, where R peaks are annotated.
+
+def open_training(data_path, leads: int, detector: str, fold_held_back: int | None, beats: str | None = None):
+    """The TrainingSet of train.npy, less a fold; with beats, a split of beats.SPLITS, of MIT-BIH's windows, where R
+    peaks are annotated. Raises UserError.
     """
     if beats:
         of_mitbih = open_beats(data_path, leads)
-        return of_mitbih.records, None, *of_mitbih.training_windows(beats)
+        return TrainingSet(of_mitbih.records, *of_mitbih.training_windows(beats))
     records = open_records(data_path, "train", leads)
     table = load_table(data_path, "train", records)
     rows = choose_rows(fold_held_back, table, len(records))
-    return records, table, rows, load_r_peaks(data_path, "train", records, detector)
+    return TrainingSet(records, rows, load_r_peaks(data_path, "train", records, detector), table)
 
 
 def valid_beats(r_peaks: np.ndarray) -> tuple:
@@ -179,21 +187,20 @@ class TrainingBatches:
     share of every batch. Where the records fit on a GPU they live there, otherwise they stream from the memory map.
     """
 
-    def __init__(self, records: Records, rows: np.ndarray, r_peaks: list, normalisation: Normalisation,
-                 batch_size: int = 32, mask_ratio: int = 30, seed: int = 0, epoch_records: int | None = None):
-        """rows: of the training array, to train on; r_peaks: of every one of its rows; epoch_records: how many of the
-        rows an epoch draws (default: all).
-        """
-        self.records, self.rows, self.normalisation, self.device = records, rows, normalisation, normalisation.device
+    def __init__(self, training: TrainingSet, normalisation: Normalisation, batch_size: int = 32, mask_ratio: int = 30,
+                 seed: int = 0, epoch_records: int | None = None):
+        """epoch_records: how many of the rows an epoch draws (default: all)."""
+        self.records, self.rows, self.table = training.records, training.rows, training.table
+        self.normalisation, self.device = normalisation, normalisation.device
         self.batch_size, self.mask_ratio, self.seed = batch_size, mask_ratio, seed
-        self.epoch_records = min(len(rows), epoch_records or len(rows))
+        self.epoch_records = min(len(self.rows), epoch_records or len(self.rows))
         self.rank, self.processes = RANK, PROCESSES
-        beats = [valid_beats(r_peaks[row])[0] for row in rows]
+        beats = [valid_beats(training.r_peaks[row])[0] for row in self.rows]
         self.number_of_beats = torch.tensor([len(positions) for positions in beats])
         self.beats = torch.zeros(len(beats), int(self.number_of_beats.max()), dtype=torch.long)
         for row, positions in zip(self.beats, beats):
             row[:len(positions)] = torch.from_numpy(positions)
-        self.on_device = self.load_all() if fits(records, rows, self.device) else None
+        self.on_device = self.load_all() if fits(self.records, self.rows, self.device) else None
 
     def __len__(self):
         return -(-self.epoch_records // self.batch_size)

@@ -136,11 +136,11 @@ class TrainingStep:
         return [losses[term].detach() for term in TERMS]
 
 
-def train_one_epoch(model: MCF, step: TrainingStep, batches: TrainingBatches, epoch: int, table: dict | None) -> dict:
+def train_one_epoch(model: MCF, step: TrainingStep, batches: TrainingBatches, epoch: int) -> dict:
     """One pass over the training records; returns the mean of the loss and of its terms.
 
-    table: names the records where a loss is not finite, which raises UserError: one process on a CPU looks for it now
-    and then, else after the epoch. Nothing in here waits for a GPU: the bar shows a mean some batches old.
+    A loss that is not finite raises UserError: one process on a CPU looks for it now and then, else after the epoch.
+    Nothing in here waits for a GPU: the bar shows a mean some batches old.
     """
     model.train()
     torch.backends.cudnn.benchmark = True           # all batches but one have one shape: a search for algorithms pays
@@ -164,11 +164,11 @@ def train_one_epoch(model: MCF, step: TrainingStep, batches: TrainingBatches, ep
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
     *sums, seen = add_up(totals).tolist()
-    require_finite(model, torch.stack(losses), batches, epoch, table)
+    require_finite(model, torch.stack(losses), batches, epoch)
     return {term: total / seen for term, total in zip(TERMS, sums)}
 
 
-def require_finite(model: MCF, losses: torch.Tensor, batches: TrainingBatches, epoch: int, table: dict | None):
+def require_finite(model: MCF, losses: torch.Tensor, batches: TrainingBatches, epoch: int):
     """Raise UserError that names the records of an epoch's first batch whose loss (batches,) is not finite.
 
     And, after losses that all are, where the last update left weights that are not: neither becomes a checkpoint.
@@ -179,7 +179,7 @@ def require_finite(model: MCF, losses: torch.Tensor, batches: TrainingBatches, e
     what = f"the weights are not finite after epoch {epoch}"
     if len(broken):
         rows = batches.rows_of_batch(epoch, int(broken[0]))
-        names = ["row", *rows] if table is None else ["ecg_id", *table["ecg_id"][rows]]
+        names = ["row", *rows] if batches.table is None else ["ecg_id", *batches.table["ecg_id"][rows]]
         what = (f"the loss is not finite in epoch {epoch}, batch {int(broken[0]) + 1} first: {names[0]} "
                 f"{', '.join(map(str, names[1:]))} of {batches.records.name}")
     raise UserError(f"{what}; lower --lr, train with --amp off, or look at these records (checkpoints of the epochs "
@@ -256,13 +256,13 @@ class Run:
             print(f"{self.path.name} is not completed: {error}")
 
 
-def run_epochs(model: MCF, step: TrainingStep, batches: TrainingBatches, state: Run, validations: dict, table):
+def run_epochs(model: MCF, step: TrainingStep, batches: TrainingBatches, state: Run, validations: dict):
     """Train, score and keep one epoch after the other, after those that are done. validations: {split: Validation}."""
     config = state.config
     for epoch in range(state.epoch + 1, config["epochs"] + 1):
         started, rate = time.perf_counter(), learning_rate(config["lr"], epoch, config["epochs"])
         step.optimizer.param_groups[0]["lr"] = rate
-        losses = train_one_epoch(model, step, batches, epoch, table)
+        losses = train_one_epoch(model, step, batches, epoch)
         row = {**dict.fromkeys(HISTORY), "epoch": epoch, "loss": losses["loss"], "lr": rate,
                **{f"loss_{term}": losses[term] for term in TERMS[1:]}}
         if epoch % config["val_every"] == 0 or epoch == config["epochs"]:
@@ -299,32 +299,31 @@ def main():
     start_processes(device)
     splits = sorted({flags.select, *flags.watch} - {"last"})
     with one_after_the_first():                             # R peaks are found once, if they have to be
-        records, table, rows, r_peaks = open_training(flags.data_path, flags.dims, protocol.detector,
-                                                      protocol.fold_held_back, flags.beats)
+        training = open_training(flags.data_path, flags.dims, protocol.detector, protocol.fold_held_back, flags.beats)
         validations = {split: Validation(flags.data_path, split, flags.dims, protocol) for split in splits}
     torch.manual_seed(flags.seed)
     model = MCF(flags.dims, flags.hidden, flags.uncertainty,
                 choose_parts(flags.branches, flags.cross_attention, flags.trend))
     if flags.input == "compand":
-        model.input = measure_companding(records, rows)
+        model.input = measure_companding(training.records, training.rows)
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=flags.lr, weight_decay=WEIGHT_DECAY, fused=True)
-    batches = TrainingBatches(records, rows, r_peaks, Normalisation.of(model.input, device), flags.batch_size,
-                              flags.mask_ratio, flags.seed, flags.epoch_records)
+    batches = TrainingBatches(training, Normalisation.of(model.input, device), flags.batch_size, flags.mask_ratio,
+                              flags.seed, flags.epoch_records)
     config = {name: value for name, value in vars(flags).items() if name not in NOT_CONFIG}
-    state = Run(Path(flags.save_path), {"train_fingerprint": fingerprint(records.signals), "processes": PROCESSES,
+    state = Run(Path(flags.save_path), {"train_fingerprint": fingerprint(training.records.signals), "processes": PROCESSES,
                                         **config}, bool(flags.save_model))
     if flags.resume:
         state.resume(model, optimizer)
     elif flags.save_model and (state.path.exists() or state.last_path.exists()):
         print(f"{state.path} or {LAST} beside it is of an earlier run, which this one replaces from its first epoch on")
     step = TrainingStep(model, optimizer, device, flags.amp)
-    print(f"training on {len(rows)} normal {'windows' if flags.beats else 'records'}, protocol {protocol.name}, input "
+    print(f"training on {len(training.rows)} normal {'windows' if flags.beats else 'records'}, protocol {protocol.name}, input "
           f"{flags.input}, epoch kept: {flags.select}, on {device}"
           + (f", {PROCESSES} processes" if PROCESSES > 1 else "")
           + (f", after {state.epoch} epochs" if state.epoch else ""))
     with explained(state, flags.batch_size):
-        run_epochs(model, step, batches, state, validations, table)
+        run_epochs(model, step, batches, state, validations)
         wait_for_all()                                      # for the first one, which writes the last epoch
         if flags.save_model:
             state.finish(partial(score_normals, data_path=flags.data_path, mask_ratio=flags.mask_ratio)

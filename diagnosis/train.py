@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataloader import Normalisation, TrainingBatches, measure_companding
+from dataloader import Normalisation, TrainingBatches, TrainingSet, measure_companding
 from diagnosis.arrays import ATTRIBUTES, Statements, load_statements
 from diagnosis.calibration import calibrate
 from diagnosis.features import calibrate_norms, logits_of, store_features
@@ -139,9 +139,9 @@ class JointEpochs:
     def __init__(self, network: Diagnoser, statements: Statements, flags: argparse.Namespace, device):
         self.network, self.device, self.flags = network, device, flags
         self.labels, self.attributes = torch.from_numpy(statements.labels), torch.from_numpy(statements.attributes)
-        self.batches = TrainingBatches(statements.records, statements.training_rows(), statements.beats,
-                                       Normalisation.of(network.input, device), flags.batch_size, flags.mask_ratio,
-                                       flags.seed, flags.epoch_records)
+        training = TrainingSet(statements.records, statements.training_rows(), statements.beats)
+        self.batches = TrainingBatches(training, Normalisation.of(network.input, device), flags.batch_size,
+                                       flags.mask_ratio, flags.seed, flags.epoch_records)
         self.trained = network
 
     def __len__(self):

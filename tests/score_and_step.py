@@ -14,7 +14,7 @@ import model  # noqa: E402
 import small  # noqa: E402
 import train  # noqa: E402
 import utils  # noqa: E402
-from dataloader import Normalisation, TrainingBatches  # noqa: E402
+from dataloader import Normalisation, TrainingBatches, TrainingSet  # noqa: E402
 from ecg.arrays import load_r_peaks, open_records  # noqa: E402
 from scoring import passes  # noqa: E402
 from scoring.protocols import CLEAN  # noqa: E402
@@ -29,8 +29,8 @@ passes.RECORDS_AT_ONCE = {"cpu": 2}
 benchmark, normals = open_records(data, "benchmark", 12), open_records(data, "train", 12)
 found = passes.Scorer(network, CLEAN).score(benchmark, load_r_peaks(data, "benchmark", benchmark, "slope"),
                                             range(7), with_maps=True, beats_per_record=2)
-batches = TrainingBatches(normals, np.arange(len(normals)), load_r_peaks(data, "train", normals, "slope"),
-                          Normalisation(), batch_size=7)
+training = TrainingSet(normals, np.arange(len(normals)), load_r_peaks(data, "train", normals, "slope"))
+batches = TrainingBatches(training, Normalisation(), batch_size=7)
 step = train.TrainingStep(network, torch.optim.SGD(network.parameters(), 0.0), device)
 batch, share, _ = next(batches.draw_epoch(1))
 step(batch, share)

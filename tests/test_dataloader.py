@@ -6,7 +6,7 @@ import torch
 from small import make_data, make_records
 
 import dataloader
-from dataloader import (Normalisation, TrainingBatches, draw_masks, make_batch, measure_companding,
+from dataloader import (Normalisation, TrainingBatches, TrainingSet, draw_masks, make_batch, measure_companding,
                         median_beat, valid_beats)
 from ecg.arrays import Records, load_r_peaks, open_records
 from ecg.signals import normalize_leads
@@ -128,7 +128,7 @@ def batches_of(data):
     r_peaks = load_r_peaks(data, "train", records, "slope")
 
     def make(batch_size=5, input_=MINMAX, **options):
-        return TrainingBatches(records, np.arange(len(records)), r_peaks, Normalisation.of(input_), batch_size,
+        return TrainingBatches(TrainingSet(records, np.arange(len(records)), r_peaks), Normalisation.of(input_), batch_size,
                                **options)
     return make
 

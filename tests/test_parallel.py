@@ -11,7 +11,7 @@ from conftest import ROOT
 from small import make_data, make_model, shrink
 
 import dataloader
-from dataloader import Normalisation, TrainingBatches
+from dataloader import Normalisation, TrainingBatches, TrainingSet
 from ecg.arrays import load_r_peaks, open_records
 from model import load_checkpoint
 from train import TrainingStep
@@ -56,8 +56,8 @@ def test_no_step_waits_for_the_device(data, monkeypatch):
     shrink(monkeypatch)
     monkeypatch.setattr(dataloader, "fits", lambda *_: True)
     records, device = open_records(data, "train", 12), torch.device("meta")
-    batches = TrainingBatches(records, np.arange(len(records)), load_r_peaks(data, "train", records, "slope"),
-                              Normalisation(device=device), batch_size=3)
+    training = TrainingSet(records, np.arange(len(records)), load_r_peaks(data, "train", records, "slope"))
+    batches = TrainingBatches(training, Normalisation(device=device), batch_size=3)
     model = make_model().to(device).train()
     step, seen = TrainingStep(model, torch.optim.AdamW(model.parameters()), device), 0
     for batch, share, records_of_batch in batches.draw_epoch(1):

@@ -218,7 +218,7 @@ def test_training_out_of_memory(train_in, monkeypatch):
 @pytest.fixture
 def falling(train_in, tmp_path, monkeypatch):
     """train_in without steps, where the first of three epochs is the best on fold 9; and its model.pt."""
-    monkeypatch.setattr(train, "train_one_epoch", lambda model, step, batches, epoch, table: (
+    monkeypatch.setattr(train, "train_one_epoch", lambda model, step, batches, epoch: (
         torch.nn.init.constant_(model.norm.bias, epoch), dict.fromkeys(train.TERMS, 0.5))[1])
     monkeypatch.setattr(train.Validation, "auroc", lambda _, model, *others: 1 / float(model.norm.bias.detach()[0]))
     monkeypatch.setattr(train, "score_normals", lambda *_, **options: {"fold9_normals": {"clean": [0.25]}})

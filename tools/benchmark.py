@@ -139,19 +139,19 @@ def time_to_accuracy(data_path, device: torch.device, kind: str) -> dict:
 
     Returns the seconds of training, None where it was not reached, and the AUROC after each epoch.
     """
-    records, _, rows, r_peaks = open_training(data_path, len(LEAD_NAMES), CLEAN.detector, CLEAN.fold_held_back)
-    validation = Validation(data_path, "val", records.leads, CLEAN)
+    training = open_training(data_path, len(LEAD_NAMES), CLEAN.detector, CLEAN.fold_held_back)
+    validation = Validation(data_path, "val", training.records.leads, CLEAN)
     torch.manual_seed(0)
-    model = MCF(records.leads)
-    model.input = measure_companding(records, rows) if kind == "compand" else model.input
-    batches = TrainingBatches(records, rows, r_peaks, Normalisation.of(model.input, device), STEP_RECORDS,
+    model = MCF(training.records.leads)
+    model.input = measure_companding(training.records, training.rows) if kind == "compand" else model.input
+    batches = TrainingBatches(training, Normalisation.of(model.input, device), STEP_RECORDS,
                               epoch_records=EPOCH_RECORDS)
     step = TrainingStep(model, torch.optim.AdamW(model.to(device).parameters(), RATE, fused=True), device)
     some, seconds, aurocs = np.arange(0, len(validation.records), THINNING), 0.0, []
     for epoch in range(1, EPOCHS + 1):
         step.optimizer.param_groups[0]["lr"] = learning_rate(RATE, epoch, EPOCHS)
         started = time.perf_counter()
-        train_one_epoch(model, step, batches, epoch, None)              # reads the losses, so it waits for the device
+        train_one_epoch(model, step, batches, epoch)              # reads the losses, so it waits for the device
         seconds += time.perf_counter() - started
         scored = Scorer(model, CLEAN).score(validation.records, validation.r_peaks, some)
         aurocs.append(detection_auroc(validation.labels[some], scored.scores))
