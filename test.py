@@ -70,8 +70,8 @@ def parse_arguments() -> argparse.Namespace:
                         "--load_model 0 and --protocol none")
     if arguments.beats and (arguments.record or len(arguments.load_path) > 1 or arguments.save_maps or PROCESSES > 1
                             or arguments.protocol not in ("all", CLEAN.name)):
-        raise UserError("--beats scores by one checkpoint under clean, in one process; leave out --record, --save_maps, "
-                        "other protocols, further checkpoints, and torchrun")
+        raise UserError("--beats scores by one checkpoint under clean, in one process; leave out --record, --save_maps,"
+                        " other protocols, further checkpoints, and torchrun")
     return arguments
 
 

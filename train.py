@@ -311,15 +311,15 @@ def main():
     batches = TrainingBatches(training, Normalisation.of(model.input, device), flags.batch_size, flags.mask_ratio,
                               flags.seed, flags.epoch_records)
     config = {name: value for name, value in vars(flags).items() if name not in NOT_CONFIG}
-    state = Run(Path(flags.save_path), {"train_fingerprint": fingerprint(training.records.signals), "processes": PROCESSES,
-                                        **config}, bool(flags.save_model))
+    made_of = {"train_fingerprint": fingerprint(training.records.signals), "processes": PROCESSES}
+    state = Run(Path(flags.save_path), made_of | config, bool(flags.save_model))
     if flags.resume:
         state.resume(model, optimizer)
     elif flags.save_model and (state.path.exists() or state.last_path.exists()):
         print(f"{state.path} or {LAST} beside it is of an earlier run, which this one replaces from its first epoch on")
     step = TrainingStep(model, optimizer, device, flags.amp)
-    print(f"training on {len(training.rows)} normal {'windows' if flags.beats else 'records'}, protocol {protocol.name}, input "
-          f"{flags.input}, epoch kept: {flags.select}, on {device}"
+    print(f"training on {len(training.rows)} normal {'windows' if flags.beats else 'records'}, protocol {protocol.name}, "
+          f"input {flags.input}, epoch kept: {flags.select}, on {device}"
           + (f", {PROCESSES} processes" if PROCESSES > 1 else "")
           + (f", after {state.epoch} epochs" if state.epoch else ""))
     with explained(state, flags.batch_size):

@@ -79,8 +79,9 @@ def draw_recording(number: int, recording: Recording, scorer: Scorer) -> dict:
                  f"Protocol {name}: score {row[f'{name}_score']:.4g}, percentile "
                  f"{show_percentile(row[f'{name}_percentile'])} (no truth)."
                  + f" Flat: {row['flat']} s" * bool(row["flat"]))
+        first = (window.start + GLOBAL_START) / SAMPLING_RATE
         example = figures.Example(title, "mV", LEAD_NAMES, signal, restored, np.zeros(signal.shape, np.uint8), of_map,
-                                  (window.start + GLOBAL_START) / SAMPLING_RATE, measured=tuple(map(tell, window.unusual)))
+                                  first, measured=tuple(map(tell, window.unusual)))
         packed = figures.pack(figures.draw_record(example, brightest(of_map)))
         contents |= {f"{stem}_{row['start_s']:g}s.{kind}": content for kind, content in packed.items()}
     if len(recording.rows) > FEW_WINDOWS and recording.drawn:

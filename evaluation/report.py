@@ -13,8 +13,8 @@ FACTS = ("split", "ecg_id", "patient_id", "age", "sex", "label", "superclasses",
 TRIVIAL = "trivial: "                   # what the columns of scores without a network begin with
 COLUMNS = {"detection": "detection", "within_age_bands: macro": "within age bands",
            "localization_pooled": "localization, pooled", "localization_per_record": "loc., per record"}
-HOW_NAMED = ("without network: several maps together; network: of ckpt/restorer.pt, not the paper's; last row: the best "
-             "single map")
+HOW_NAMED = ("without network: several maps together; network: of ckpt/restorer.pt, not the paper's; last row: the best"
+             " single map")
 OF_LESIONS = {"lesions_within_record_and_phase": "lead of wave", "lesions_within_record_and_lead": "moment of lead",
               "lesions_per_record": "per record", "lesions_pooled": "pooled"}
 ON_BENCHMARK = {"localization_pooled": "pooled", "localization_per_record": "per record",

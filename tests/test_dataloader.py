@@ -128,8 +128,8 @@ def batches_of(data):
     r_peaks = load_r_peaks(data, "train", records, "slope")
 
     def make(batch_size=5, input_=MINMAX, **options):
-        return TrainingBatches(TrainingSet(records, np.arange(len(records)), r_peaks), Normalisation.of(input_), batch_size,
-                               **options)
+        training = TrainingSet(records, np.arange(len(records)), r_peaks)
+        return TrainingBatches(training, Normalisation.of(input_), batch_size, **options)
     return make
 
 

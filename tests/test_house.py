@@ -38,6 +38,15 @@ def test_imports_run_one_way(path):
         assert set(imports_of(path)) <= {"ecg", "utils"}
 
 
+def test_a_file_is_read_at_one_sitting():
+    """At most 350 lines a file, 60 a function and 120 characters a line; the tests too."""
+    for path in (*FILES, *ROOT.glob("tests/*.py")):
+        text = path.read_text()
+        functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+        assert len(text.splitlines()) <= 350 and max(map(len, text.splitlines()), default=0) <= 120, path.name
+        assert all(node.end_lineno - node.lineno < 60 for node in functions), path.name
+
+
 def test_machines_with_torch_alone():
     """On prepared arrays both scripts run without pandas, wfdb, heartpy and a window system: none is imported."""
     code = ("import sys\nsys.modules |= dict.fromkeys(('pandas', 'wfdb', 'heartpy'))\nimport test, train, ecg.ludb\n"

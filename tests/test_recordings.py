@@ -164,7 +164,8 @@ def test_long_recordings(tmp_path, checkpoint, quick, monkeypatch, capsys, windo
     assert max(quick) <= recordings.WINDOWS_AT_ONCE and printed.count("\n") < 25
     assert ("65 windows, the 10 most anomalous" in printed) == (windows == 65)
     best = sorted(rows, key=lambda row: -float(row["clean_score"]))[:drawn]
-    assert sorted(read_all(tmp_path / "own")) == sorted(["record_results.json", "record_scores.csv", "record_unusual.csv"] + [
+    tables = ["record_results.json", "record_scores.csv", "record_unusual.csv"]
+    assert sorted(read_all(tmp_path / "own")) == sorted(tables + [
         f"record_1-record_{float(row['start_s']):g}s.png" for row in best]
         + ["record_1-record_scores.png"] * bool(drawn))
 

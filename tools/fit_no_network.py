@@ -6,6 +6,8 @@ The file holds plain arrays: the fit, the usual range of each measurement, and t
 """
 import argparse
 
+import numpy as np
+
 from ecg.arrays import load_r_peaks, open_labels, open_records
 from ecg.signals import LEAD_NAMES
 from evaluation import rival
@@ -23,8 +25,9 @@ def main():
     if fitted is None:
         raise UserError(f"nothing was fitted; make the arrays of PTB-XL in {flags.data_path} with preprocess.py")
     records = open_records(flags.data_path, "val", len(LEAD_NAMES))
-    normal = open_labels(flags.data_path, "val", (len(records),)) == 0
-    features = rival.describe(records, load_r_peaks(flags.data_path, "val", records, rival.DETECTOR), normal.nonzero()[0])
+    r_peaks = load_r_peaks(flags.data_path, "val", records, rival.DETECTOR)
+    normal = np.flatnonzero(open_labels(flags.data_path, "val", (len(records),)) == 0)
+    features = rival.describe(records, r_peaks, normal)
     rival.save_rival(flags.save_path, fitted, without_network.score(fitted, features))
     print(f"written to {flags.save_path}, with the scores of {len(features)} normals of fold 9")
 
