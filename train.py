@@ -318,7 +318,8 @@ def main():
     elif flags.save_model and (state.path.exists() or state.last_path.exists()):
         print(f"{state.path} or {LAST} beside it is of an earlier run, which this one replaces from its first epoch on")
     step = TrainingStep(model, optimizer, device, flags.amp)
-    print(f"training on {len(training.rows)} normal {'windows' if flags.beats else 'records'}, protocol {protocol.name}, "
+    what = "windows" if flags.beats else "records"
+    print(f"training on {len(training.rows)} normal {what}, protocol {protocol.name}, "
           f"input {flags.input}, epoch kept: {flags.select}, on {device}"
           + (f", {PROCESSES} processes" if PROCESSES > 1 else "")
           + (f", after {state.epoch} epochs" if state.epoch else ""))
