@@ -1,9 +1,12 @@
 """The diagnosis without a network: what it is fitted to, what it is asked for, and which way is up."""
 import numpy as np
 import pytest
+from small import make_records
 
 from diagnosis import rival
+from diagnosis.arrays import Statements
 from diagnosis.test import names_of
+from ecg.arrays import Records
 from evaluation.metrics import detection_auroc
 from scoring import without_network
 from utils import UserError
@@ -44,6 +47,23 @@ def test_the_components_come_from_the_training_records():
     other = rival.beat_numbers(features, TRAINING)
     np.testing.assert_array_equal(other[TRAINING], one[TRAINING])
     assert (other[ROWS] != one[ROWS]).any(axis=1).all() and np.isfinite(one).all()
+
+
+def test_folds_9_and_10_are_asked_for_and_not_learned_from(monkeypatch):
+    signals, r_peaks = make_records(0, 40)
+    monkeypatch.setattr(rival, "load_r_peaks", lambda *_: r_peaks)
+    turned, folds = np.arange(40) % 2, 1 + np.arange(40) // 2 % 10
+    labels, attributes = np.stack([turned, 1 - turned], axis=1).astype(np.uint8), turned[:, None].astype(np.float32)
+
+    def diagnose(labels):
+        statements = Statements(Records(signals, "statements.npy"), {"fold": folds}, labels, attributes, [], {})
+        return rival.diagnose_without_network(statements, "", statements.rows_of(9, 10))
+    tested = folds > 8
+    logits, other = diagnose(labels), diagnose(np.where(tested[:, None], 1 - labels, labels))
+    assert set(logits) == {rival.PEOPLE, rival.MEASUREMENTS}
+    for name, one in logits.items():
+        assert [detection_auroc(labels[tested][:, column], one[:, column]) for column in (0, 1)] == [1, 1]
+        np.testing.assert_array_equal(other[name], one)
 
 
 def test_unknown_attributes_are_marked():
