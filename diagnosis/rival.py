@@ -4,8 +4,8 @@
     "measurements"           what scoring/without_network.py takes off a record's median beat and rhythm: shape by
                              principal components, waves lead by lead, RR intervals; neither age nor sex
 
-Both are fitted to the records of folds 1-8 that the network's head learns from. Penalty and squares were chosen on fold 9,
-where the penalty hardly matters from 0.003 to 0.03.
+Both are fitted to the records of folds 1-8 that the network's head learns from. Penalty and squares were chosen on fold
+9, where the penalty hardly matters from 0.003 to 0.03.
 """
 import numpy as np
 from sklearn.linear_model import LogisticRegression
