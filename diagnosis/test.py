@@ -4,9 +4,10 @@
     python -m diagnosis.test --load_path ckpt/diagnosis.pt --record my.csv --record_rate 500 --record_unit mV
 
 results.json: `groups` -> rare, uncommon, common, all -> fold10, folds9and10 -> auroc, average_precision, sensitivity,
-specificity -> value, low, high, of the first checkpoint; `checkpoints` has all of them, `differences` each pair, the
-later minus the earlier. Sensitivity and specificity are at the thresholds of fold 9 (Youden), so on folds 9 and 10
-they are optimistic. Not for clinical use.
+specificity -> value, low, high, of the first checkpoint; `checkpoints` has all of them, `rivals` what names the
+statements without a network (diagnosis/rival.py); `differences`: each pair of checkpoints, the later minus the earlier,
+and each checkpoint minus each rival. Sensitivity and specificity are at the thresholds of fold 9 (Youden), so on folds
+9 and 10 they are optimistic. Not for clinical use.
 """
 import argparse
 import itertools
@@ -18,11 +19,12 @@ from tqdm import tqdm
 
 from dataloader import valid_beats
 from diagnosis.arrays import GROUPS, Statements, folds_named, load_statements
-from diagnosis.calibration import probabilities
+from diagnosis.calibration import calibrate, probabilities
 from diagnosis.features import Encoder, logits_of
 from diagnosis.measures import ALL, MEASURES, by_group, measure_statement, subtract
 from diagnosis.model import load_diagnoser
-from ecg.arrays import Records
+from diagnosis.rival import MEASUREMENTS, PEOPLE, diagnose_without_network
+from ecg.arrays import VALIDATION_FOLD, Records
 from ecg.recording_files import open_recording, windows_of
 from ecg.signals import SAMPLING_RATE, RecordError
 from evaluation.charts import SERIES
@@ -50,12 +52,13 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def names_of(paths: list) -> list:
-    """A short name of each checkpoint, for tables. Raises UserError where two are the same."""
+    """A short name of each checkpoint, for tables. Raises UserError where two are the same, or one is a rival's."""
     names = [Path(path).stem for path in paths]
     if len(set(names)) < len(names):
         names = [f"{Path(path).parent.name}/{Path(path).stem}" for path in paths]
-    if len(set(names)) < len(names):
-        raise UserError("two of --load_path have one name; rename one, the report calls checkpoints by their names")
+    if len({*names, MEASUREMENTS, PEOPLE}) < len(names) + 2:
+        raise UserError("two of --load_path have one name, or one has that of a rival; rename it, the report calls "
+                        "checkpoints by their names")
     return names
 
 
@@ -126,7 +129,7 @@ def draw_long_tail(about: list, measured: dict, folds: str) -> Figure:
 
 
 def tabulate(about: list, measured: dict) -> bytes:
-    """statements.csv: a row a checkpoint, statement and choice of folds. measured: {name: {folds: list}}."""
+    """statements.csv: a row a checkpoint or rival, statement and choice of folds. measured: {name: {folds: list}}."""
     header = ["checkpoint", "folds", "code", "description", "group", "training_positives",
               *(f"{measure}{part}" for measure in MEASURES for part in ("", "_low", "_high"))]
     rows = [[name, folds, fact["code"], fact["description"], fact["group"], fact["positives"],
@@ -146,38 +149,62 @@ def show(title: str, groups: dict, sign: str = ""):
                                                          for name, value in measures.items()))
 
 
-def report(flags: argparse.Namespace, device):
-    """Measure all checkpoints, and write and print the report."""
-    statements, names = load_statements(flags.data_path), names_of(flags.load_path)
-    require_ours(flags.output_dir, (TABLE, f"{FIGURE}.png", f"{FIGURE}.pdf"))
-    rows, about = statements.rows_of(*folds_named()["folds9and10"]), statements.about["statements"]
-    fold10 = np.isin(statements.table["fold"][rows], folds_named()["fold10"])
-    group_of, measured, grouped, known = [one["group"] for one in about], {}, {}, {}
-    for name, path in zip(names, flags.load_path):
+def diagnose_by_checkpoints(flags: argparse.Namespace, statements: Statements, rows: np.ndarray, device) -> dict:
+    """{name: (logits (rows, classes), calibration, what results.json says of it)} of all checkpoints."""
+    diagnosed = {}
+    for name, path in zip(names_of(flags.load_path), flags.load_path):
         network, facts = load_diagnoser(path)
         require_same_statements(path, facts, statements)
         logits = logits_of(network.to(device), statements, rows, flags.data_path)
-        measured[name] = measure_all(statements, logits, rows, facts["calibration"]["youden"])
+        diagnosed[name] = logits, facts["calibration"], {
+            "sha256": sha256_of(path), "config": facts["config"], "epochs": len(facts["history"]),
+            "training_records": facts["training_records"]}
+    return diagnosed
+
+
+def diagnose_by_rivals(flags: argparse.Namespace, statements: Statements, rows: np.ndarray) -> dict:
+    """The same of the rivals, calibrated on fold 9 as a checkpoint is."""
+    training, fold9 = statements.training_rows(), statements.table["fold"][rows] == VALIDATION_FOLD
+    prevalence = statements.labels[training].mean(axis=0, dtype=np.float64)
+    return {name: (logits, calibrate(statements.labels[rows][fold9], logits[fold9], prevalence),
+                   {"training_records": len(training)})
+            for name, logits in diagnose_without_network(statements, flags.data_path, rows).items()}
+
+
+def compare(grouped: dict, pairs: list) -> dict:
+    """{"one - other": paired differences by group and folds} of pairs of names. grouped: {name: {folds: by_group}}."""
+    return {f"{one} - {other}": turned({folds: subtract(grouped[one][folds], grouped[other][folds])
+                                        for folds in folds_named()}) for one, other in pairs}
+
+
+def report(flags: argparse.Namespace, device):
+    """Measure all checkpoints and the rivals, and write and print the report."""
+    statements = load_statements(flags.data_path)
+    require_ours(flags.output_dir, (TABLE, f"{FIGURE}.png", f"{FIGURE}.pdf"))
+    rows, about = statements.rows_of(*folds_named()["folds9and10"]), statements.about["statements"]
+    fold10 = np.isin(statements.table["fold"][rows], folds_named()["fold10"])
+    group_of, measured, grouped, told = [one["group"] for one in about], {}, {}, {}
+    checkpoints = diagnose_by_checkpoints(flags, statements, rows, device)
+    rivals = diagnose_by_rivals(flags, statements, rows)
+    for name, (logits, calibration, facts) in {**checkpoints, **rivals}.items():
+        measured[name] = measure_all(statements, logits, rows, calibration["youden"])
         grouped[name] = {folds: by_group(of, group_of) for folds, of in measured[name].items()}
-        known[name] = {"sha256": sha256_of(path), "config": facts["config"], "epochs": len(facts["history"]),
-                       "training_records": facts["training_records"],
-                       "naming": count_named(statements.labels[rows][fold10], logits[fold10],
-                                             facts["calibration"]["naming"])}
-        show(name, turned(grouped[name]))
+        naming = count_named(statements.labels[rows][fold10], logits[fold10], calibration["naming"])
+        told[name] = facts | {"naming": naming, "groups": turned(grouped[name])}
+        show(f"without a network: {name}" if name in rivals else name, told[name]["groups"])
         print("  statements named as by --record, fold 10: " + ", ".join(
-            f"{key} {value:.2f}" for key, value in known[name]["naming"].items()))
-    differences = {f"{later} - {earlier}": turned({folds: subtract(grouped[later][folds], grouped[earlier][folds])
-                                                   for folds in folds_named()})
-                   for earlier, later in itertools.combinations(names, 2)}
+            f"{key} {value:.2f}" for key, value in naming.items()))
+    pairs = [(later, earlier) for earlier, later in itertools.combinations(checkpoints, 2)]
+    differences = compare(grouped, [*pairs, *itertools.product(checkpoints, rivals)])
     for title, of in differences.items():
         show(title, of, sign="+")
     figure = pack(draw_long_tail(about, {name: of["folds9and10"] for name, of in measured.items()}, "folds 9 and 10"))
     contents = {TABLE: tabulate(about, measured), **{f"{FIGURE}.{kind}": data for kind, data in figure.items()}}
     write_report(flags.output_dir, contents, {
-        "groups": turned(grouped[names[0]]), "differences": differences, "records": {
+        "groups": next(iter(told.values()))["groups"], "differences": differences, "records": {
             name: int(np.isin(statements.table["fold"], folds).sum()) for name, folds in folds_named().items()},
         "statements": {group: group_of.count(group) for group in GROUPS}, "arrays": statements.about["fingerprint"],
-        "checkpoints": {name: known[name] | {"groups": turned(grouped[name])} for name in names},
+        "checkpoints": {name: told[name] for name in checkpoints}, "rivals": {name: told[name] for name in rivals},
         "versions": versions(), "git_commit": git_commit()})
     print(f"\nreport: {flags.output_dir}")
 

@@ -113,13 +113,24 @@ def on_scale(values: np.ndarray, scale) -> np.ndarray:
     return values if scale == "as is" else np.sign(values) * np.sqrt(np.abs(values))
 
 
-def fit(features: np.ndarray, calibrated: bool = True) -> dict:
-    """What score() and unusual() need, or distances() alone, as plain arrays, from the features (N, 849) of normals."""
+def fit_shape(features: np.ndarray) -> dict:
+    """What project() needs, as plain arrays, from the features (N, 849)."""
     largest = np.maximum(np.quantile(np.abs(features[:, SHAPE].reshape(-1, len(INDEPENDENT))), 0.99, axis=0), 1e-6)
     pca = PCA(min(COMPONENTS, len(features) // 4), svd_solver="covariance_eigh").fit(companded(features, largest))
-    fitted = {"largest": largest, "shape_mean": pca.mean_, "shape_components": pca.components_,
-              "shape_variance": pca.explained_variance_,
-              "shape_rest": pca.noise_variance_ * (SHAPE.stop - pca.n_components_)}
+    return {"largest": largest, "shape_mean": pca.mean_, "shape_components": pca.components_,
+            "shape_variance": pca.explained_variance_,
+            "shape_rest": pca.noise_variance_ * (SHAPE.stop - pca.n_components_)}
+
+
+def project(fitted: dict, features: np.ndarray) -> tuple:
+    """The shapes off their mean, (N, 720), and their principal components, (N, components)."""
+    points = companded(features, fitted["largest"]) - fitted["shape_mean"]
+    return points, points @ fitted["shape_components"].T
+
+
+def fit(features: np.ndarray, calibrated: bool = True) -> dict:
+    """What score() and unusual() need, or distances() alone, as plain arrays, from the features (N, 849) of normals."""
+    fitted = fit_shape(features)
     for name, numbers in scaled(features).items():
         mean, deviation = numbers.mean(axis=0), np.maximum(numbers.std(axis=0), 1e-6)
         precision = LedoitWolf().fit((numbers - mean) / deviation).precision_ / np.outer(deviation, deviation)
@@ -135,8 +146,7 @@ def fit(features: np.ndarray, calibrated: bool = True) -> dict:
 
 def distances(fitted: dict, features: np.ndarray) -> np.ndarray:
     """Logarithms of the squared distances in shape, measurements and rhythm, (N, 3)."""
-    points = companded(features, fitted["largest"]) - fitted["shape_mean"]
-    inside = points @ fitted["shape_components"].T
+    points, inside = project(fitted, features)
     rest = np.sum(points ** 2, axis=1) - np.sum(inside ** 2, axis=1)
     squared = [np.mean(inside ** 2 / fitted["shape_variance"], axis=1) + rest / fitted["shape_rest"]]
     for name, numbers in scaled(features).items():

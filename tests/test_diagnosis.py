@@ -308,8 +308,11 @@ def test_report_and_diagnosis_of_a_recording(data, encoder, tmp_path, monkeypatc
     two = results["checkpoints"]["two"]["groups"]["uncommon"]["folds9and10"]["auroc"]["value"]
     paired = results["differences"]["two - one"]["uncommon"]["folds9and10"]["auroc"]
     assert paired["value"] == pytest.approx(two - auroc["value"])
+    rival = results["rivals"]["measurements"]["groups"]["uncommon"]["folds9and10"]["auroc"]["value"]
+    paired = results["differences"]["two - measurements"]["uncommon"]["folds9and10"]["auroc"]
+    assert rival == 1 and paired["value"] == pytest.approx(two - rival)         # TURN turns the wave after R
     rows = (tmp_path / "report" / "statements.csv").read_text().splitlines()
-    assert len(rows) == 1 + 2 * 2 * 4 and (tmp_path / "report" / "long_tail.png").exists()
+    assert len(rows) == 1 + 4 * 2 * 4 and (tmp_path / "report" / "long_tail.png").exists()
     record = make_records(0, 2)[0][1]
     np.savetxt(tmp_path / "my.csv", record, delimiter=",", comments="", header=",".join(
         ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")))
