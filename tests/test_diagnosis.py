@@ -224,6 +224,16 @@ def test_a_frozen_arm_leaves_the_encoders_as_they_were(data, encoder, tmp_path):
     assert all(torch.equal(value, trained[f"mcf.{name}"]) for name, value in before.items() if "decoder" not in name)
 
 
+@pytest.mark.parametrize("arm", ["random-frozen", "random-joint"])
+def test_an_epoch_draws_as_many_records_as_it_is_told(data, tmp_path, arm, monkeypatch):
+    monkeypatch.setattr("diagnosis.train.MCF", lambda: MCF(hidden=2))
+    monkeypatch.setattr("diagnosis.train.statement_loss", lambda loss, logits, labels, gamma: seen.append(len(labels))
+                        or logits.sum())
+    seen = []
+    train(data, tmp_path / "x.pt", "--arm", arm, "--head", "pooled", "--restore", 0, "--epochs", 2, "--epoch_records", 3)
+    assert seen == [3, 3]
+
+
 @pytest.mark.parametrize("flags, message", [
     (("--arm", "ad-joint"), "name its checkpoint with --encoder"),
     (("--arm", "random-joint", "--encoder", "x.pt"), "leave --encoder out"),
