@@ -122,7 +122,7 @@ class Normalisation:
         return size * (signals / self.linear_below).clamp(-1, 1)
 
     def beats(self, records: torch.Tensor, rows: torch.Tensor, r_peaks: torch.Tensor) -> torch.Tensor:
-        """The beats around R peaks (n,) of records[rows], not normalised yet: (n, 480, leads) inside [-1, 1]."""
+        """The beats around R peaks (n,) of records[rows], which are not normalised: (n, 480, leads) inside [-1, 1]."""
         return self.normalise(records[rows[:, None], samples_of_beats(r_peaks)])
 
     def undo(self, normalised: torch.Tensor, records: torch.Tensor) -> torch.Tensor:

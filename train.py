@@ -62,8 +62,8 @@ def parse_arguments() -> argparse.Namespace:
     method.add_argument("--watch", nargs="+", choices=("val", "test"), default=[], help="splits whose AUROC is noted "
                         f"in {TABLE} besides that of --select")
     method.add_argument("--val_every", type=int, default=1, help="score after every so many epochs, and the last")
-    method.add_argument("--val_beats", type=int, default=2, help="beats a record in this scoring (default %(default)s; "
-                        "0: all, as in test.py)")
+    method.add_argument("--val_beats", type=int, default=2, help="beats a record in this scoring under paper (default "
+                        "%(default)s; 0: all, as in test.py); clean has the median beat")
     method.add_argument("--reference", type=int, choices=(0, 1), default=1, help="score fold 9's normals with the kept "
                         "epoch, for the percentiles of one's own recordings (default 1)")
     ablations = parser.add_argument_group("ablations: parts of the method to leave out; the checkpoint knows it")
@@ -329,9 +329,11 @@ def main():
         if flags.save_model:
             state.finish(partial(score_normals, data_path=flags.data_path, mask_ratio=flags.mask_ratio)
                          if flags.reference else lambda model: {}, device)
-            of_beats = f" --dims {flags.dims} --beats {flags.beats}" * bool(flags.beats)
+            others = "".join(f" --{name} {value}" for name, value, default in (
+                ("dims", flags.dims, 12), ("hidden", flags.hidden, 50), ("beats", flags.beats, None))
+                             if value != default)
             print(f"checkpoint: {flags.save_path}\nscore it with: python test.py --data_path {flags.data_path} "
-                  f"--load_model 1 --load_path {flags.save_path}{of_beats}")
+                  f"--load_model 1 --load_path {flags.save_path}{others}")
     stop_processes()
 
 

@@ -4,6 +4,7 @@
 
 The input is not masked, and the beat is the middle one of the valid ones.
 """
+import copy
 import hashlib
 import json
 import os
@@ -36,11 +37,11 @@ def beats_and_ecg(statements: Statements, rows: np.ndarray, normalisation: Norma
 
 
 class Encoder:
-    """The encoders of an MCF in eval mode, BatchNorm folded. It copies the weights."""
+    """The encoders of an MCF in eval mode, BatchNorm folded. It copies the MCF, which stays as it is."""
 
     @torch.no_grad()
     def __init__(self, mcf: MCF):
-        self.mcf = mcf.eval()
+        self.mcf = mcf = copy.deepcopy(mcf).eval()
         self.of_global, self.of_local, self.of_trend = (FusedEncoder(encoder, torch.float32) for encoder in (
             mcf.global_encoder, mcf.local_encoder, mcf.trend_encoder))
 

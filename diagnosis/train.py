@@ -120,13 +120,13 @@ class FrozenEpochs:
             self.head = self.head.layers
 
     def __len__(self):
-        return -(-min(len(self.rows), self.flags.epoch_records or len(self.rows)) // self.flags.batch_size)
+        return -(-(min(len(self.rows), self.flags.epoch_records or len(self.rows)) - 1) // self.flags.batch_size)
 
     def losses(self, epoch: int):
         """Yield (loss, records) for every batch of an epoch."""
         generator = torch.Generator().manual_seed(self.flags.seed * 1_000_003 + epoch)
         order = self.rows[torch.randperm(len(self.rows), generator=generator).numpy()][:self.flags.epoch_records]
-        for start in range(0, len(order), self.flags.batch_size):
+        for start in range(0, len(order) - 1, self.flags.batch_size):       # BatchNorm needs two records: never one
             rows = order[start:start + self.flags.batch_size]
             logits = self.head(torch.from_numpy(self.features[rows]).to(self.device).float())
             labels = self.labels[rows].to(self.device)

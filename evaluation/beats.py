@@ -9,6 +9,7 @@ from dataloader import crop_global
 from ecg.arrays import EXCLUDED
 from ecg.beats import ABNORMAL, OTHER, patients_of
 from evaluation.metrics import Resamples, count_by_score, estimate
+from evaluation.places import average_places, rank_places
 from evaluation.points import PointRanking
 
 CLASSES = ("S", "V", "F")                   # reported one by one; of Q there are 15
@@ -131,6 +132,7 @@ def evaluate_maps(labels: np.ndarray, maps: dict, patients: np.ndarray) -> dict:
     numbers, resamples = {}, Resamples(patients)
     for name, of_map in maps.items():
         ranking = PointRanking(labels, np.broadcast_to(of_map, labels.shape), resamples)
-        own = ranking.average_records()
-        numbers[name] = {"pooled": ranking.pool()["auroc"], "per_window": own["auroc"], "windows": own["records"]}
+        own = rank_places(labels, None, np.broadcast_to(of_map, labels.shape))
+        numbers[name] = {"pooled": ranking.pool()["auroc"], "windows": int(np.isfinite(own[:, 0]).sum()),
+                         "per_window": average_places(own, resamples)["per_record"]}
     return numbers

@@ -41,7 +41,7 @@ MARKING = {MARKED: {"facecolor": "#DDF0FB", "edgecolor": SKY, "hatch": "////", "
 
 @dataclass
 class Example:
-    """A record for draw_localization. Arrays are (samples, leads) at 500 Hz; a higher score is more anomalous.
+    """A record for draw_record. Arrays are (samples, leads) at 500 Hz; a higher score is more anomalous.
 
     title: what follows a line break is in small print; unit: "mV", or "normalised"; truth: uint8, 1 marked as abnormal,
     0 normal, EXCLUDED where nobody says; all 0 where there is none. rare: whether scores tell how rare it is among

@@ -51,7 +51,8 @@ class Ranks:
 def rank_lesions(lesions: Lesions, maps_of: Callable) -> dict:
     """{name: Ranks} of maps that are made, ranked and dropped a block of rows at a time.
 
-    maps_of: (records, r_peaks of all rows, rows) -> {name: (n, 4800, leads)}, higher = more anomalous.
+    maps_of: (records, r_peaks of all rows, rows) -> {name: (n, 4800, leads)}, higher = more anomalous. The bins of the
+    pooled numbers are those of the first block.
     """
     ranks, edges = {}, {}
     for start in range(0, len(lesions.kinds), ROWS_AT_ONCE * PROCESSES):

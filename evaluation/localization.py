@@ -10,7 +10,7 @@ from ecg.arrays import load_details
 from ecg.signals import LEAD_NAMES
 from evaluation.metrics import Resamples
 from evaluation.places import average_places, rank_places, thinned
-from evaluation.points import PointRanking, rank_each
+from evaluation.points import PointRanking
 from evaluation.splits import Split
 
 EXAMPLE_DIAGNOSES = 4                   # whose records are drawn, the most frequent ones
@@ -62,8 +62,10 @@ def evaluate_thinned(benchmark: Benchmark, split: Split, r_peaks: list, maps_of:
 def evaluate_localization(benchmark: Benchmark, maps: np.ndarray) -> dict:
     """All of localization for one map: pooled, per record, within a record, by lead and by diagnosis."""
     ranking = PointRanking(benchmark.labels, maps, benchmark.resamples)
-    places = average_places(rank_places(benchmark.labels, benchmark.phases, maps), benchmark.resamples)
-    return {**places, "pooled": ranking.pool(), "per_record": ranking.average_records(),
+    own = rank_places(benchmark.labels, benchmark.phases, maps)
+    places = average_places(own, benchmark.resamples)
+    per_record = {"auroc": places["per_record"], "records": int(np.isfinite(own[:, 0]).sum())}
+    return {**places, "pooled": ranking.pool(), "per_record": per_record,
             "by_lead": {lead: ranking.pool_part(np.arange(maps.shape[2]) == place)
                         for place, lead in enumerate(benchmark.lead_names)},
             "by_diagnosis": rank_diagnoses(benchmark, ranking)}
@@ -94,7 +96,7 @@ def choose_examples(benchmark: Benchmark, maps: np.ndarray, protocol: str) -> li
     maps: (records, 4800, leads) of a protocol, which the titles name. Returns [(row, name for files, title)]. Without
     diagnoses all records with points of both kinds are one group.
     """
-    own = rank_each(benchmark.labels, maps)[:, 0]
+    own = rank_places(benchmark.labels, None, maps)[:, 0]
     groups = {"all": ("points of both kinds", np.isfinite(own))}
     if benchmark.diagnoses:
         rules = [ludb.rules_of(diagnoses) for diagnoses in benchmark.diagnoses]

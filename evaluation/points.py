@@ -77,27 +77,3 @@ class PointRanking:
         positive = self.labels == 1 if positive is None else positive
         counts = [self._histograms(chosen & kind) for kind in (positive, ~positive)]
         return pool_counts(*counts, np.full(len(self.labels), True), self.resamples)
-
-    def average_records(self) -> dict:
-        """Mean over records of their own AUROC and average precision, and the "records" with points of both kinds."""
-        own = rank_each(self.labels, self.maps)
-        both = np.isfinite(own).all(axis=1)
-        own, weights = own[both], self.weights[:, both]
-        if not len(own):
-            return {**dict.fromkeys(MEASURES), "records": 0}
-        with np.errstate(invalid="ignore"):
-            drawn = weights @ own / weights.sum(axis=1, keepdims=True)
-        patients = self.resamples.count(both)
-        return {**{name: estimate(own[:, column].mean(), drawn[:, column], patients)
-                   for column, name in enumerate(MEASURES)}, "records": len(own)}
-
-
-def rank_each(labels: np.ndarray, maps: np.ndarray) -> np.ndarray:
-    """AUROC and average precision of each record's own points, (records, 2); NaN where they are of one kind."""
-    own = np.full((len(labels), len(MEASURES)), np.nan)
-    for row, (label, scores) in enumerate(zip(labels, maps)):
-        scored = label <= 1
-        if 0 < np.count_nonzero(label[scored] == 1) < scored.sum():
-            counts = count_by_score(label[scored], scores[scored])
-            own[row] = [measure(*counts) for measure in MEASURES.values()]
-    return own

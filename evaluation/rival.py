@@ -144,7 +144,7 @@ def evaluate_all(truth: Truth, scored: dict, rivals: Rivals) -> tuple:
     columns = {name: one.scores for name, one in scored.items()}
     if NETWORK in scored and rivals.fitted and "val" in truth.splits:
         scores = combine([columns[NETWORK], rivals.scores[NAME]], truth.cohort.fold9_labels)
-        entry = evaluate(truth, Scored(scores, None, DETECTOR, scored[NETWORK].seconds), rivals.baselines)
+        entry = evaluate(truth, Scored(scores, None, DETECTOR, {}), rivals.baselines)
         parts = {NETWORK: entries[NETWORK]["detection"], NAME: rivals.baselines["detection"][NAME]}
         entries[COMBINED] = {**entry, "beyond_parts": beyond_parts(entry["detection"], parts)}
         columns[COMBINED] = scores

@@ -1,7 +1,7 @@
 """Where a score lies among those of normal ECGs: a checkpoint keeps the scores of fold 9's normals.
 
 train.py adds them to the epoch that it kept, tools/ship_weights.py to any checkpoint; recordings of one's own are
-compared with them. All normals of fold 9, all beats, float32.
+compared with them. All normals of fold 9, the beats that each protocol scores, float32.
 """
 import math
 

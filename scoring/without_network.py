@@ -13,7 +13,7 @@ from ecg.leads import INDEPENDENT
 from ecg.signals import LEAD_NAMES, SAMPLING_RATE
 
 BEFORE, AFTER = 440, 960                    # ms around R of a median beat, at 250 Hz: what the slowest rhythm needs
-FIRST_R, LAST_R = 200, 4400                 # samples: between them a beat is whole, as in the paper
+FIRST_R, LAST_R = 200, 4400                 # samples: a beat between them is scored, as in the paper
 INSTEAD = np.arange(300, LAST_R, 500)       # samples: where a record without a whole beat is cut
 SLOWEST, FASTEST = 2.5, 0.25                # s, RR intervals beyond which nothing stretches further
 TIMES = np.arange(-30, 60) / 100            # s from R, of the shape, at 60 beats a minute

@@ -174,7 +174,7 @@ def test_both_scripts_on_beats(data, tmp_path):
     """train.py and test.py go the same way as with records; a network of the other split is refused."""
     trained = run_script("train.py", "--data_path", data, "--beats", "between", "--dims", 2, "--hidden", 2, "--input",
                          "compand", "--epochs", 2, "--batch_size", 2, "--save_path", tmp_path / "model.pt")
-    assert trained.returncode == 0 and "--dims 2 --beats between" in trained.stdout, trained.stderr
+    assert trained.returncode == 0 and "--dims 2 --hidden 2 --beats between" in trained.stdout, trained.stderr
     model, facts = load_checkpoint(tmp_path / "model.pt")
     assert facts["config"]["beats"] == "between" and model.leads == 2 and model.input["kind"] == "compand"
     flags = ("--data_path", data, "--load_path", tmp_path / "model.pt", "--dims", 2, "--hidden", 2, "--output_dir",

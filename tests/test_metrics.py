@@ -5,7 +5,8 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 
 from evaluation import metrics
 from evaluation.metrics import Resamples
-from evaluation.points import PointRanking, rank_each
+from evaluation.places import average_places, rank_places
+from evaluation.points import PointRanking
 
 
 @pytest.fixture
@@ -104,9 +105,8 @@ def test_points_pooled_and_per_record(points):
     assert pooled["average_precision"]["value"] == pytest.approx(
         average_precision_score(labels[scored], maps[scored]), abs=1e-12)
     own = [roc_auc_score(label[mask], score[mask]) for label, score, mask in zip(labels[:7], maps, scored)]
-    averaged = ranking.average_records()
-    assert averaged["auroc"]["value"] == pytest.approx(np.mean(own)) and averaged["records"] == 7
-    assert np.isnan(rank_each(labels, maps)[7:]).all()
+    averaged = rank_places(labels, None, maps)[:, 0]
+    assert averaged[:7] == pytest.approx(own) and np.isnan(averaged[7:]).all()
 
 
 def test_point_intervals_are_those_of_a_plain_bootstrap(points):
@@ -158,10 +158,9 @@ def test_few_records_have_no_interval(points, number):
     """One or four records say nothing of how sure a number is: it is given alone, five get an interval."""
     labels, maps = points
     ranking = PointRanking(labels[:number], maps[:number], Resamples(np.arange(number), 40))
-    averaged = ranking.average_records()
-    for found in (averaged["auroc"], averaged["average_precision"], ranking.pool()["auroc"]):
+    averaged = average_places(rank_places(labels[:number], None, maps[:number]), ranking.resamples)["per_record"]
+    for found in (averaged, ranking.pool()["auroc"]):
         assert (found["low"] is None) == (found["high"] is None) == (number < 5) and 0 < found["value"] < 1
-    assert averaged["records"] == number
 
 
 @pytest.mark.parametrize("abnormal, normal, found, false_alarms, sure", [
