@@ -230,7 +230,7 @@ def test_an_epoch_draws_as_many_records_as_it_is_told(data, tmp_path, arm, monke
     monkeypatch.setattr("diagnosis.train.statement_loss", lambda loss, logits, labels, gamma: seen.append(len(labels))
                         or logits.sum())
     seen = []
-    train(data, tmp_path / "x.pt", "--arm", arm, "--head", "pooled", "--restore", 0, "--epochs", 2, "--epoch_records", 3)
+    train(data, tmp_path / "x.pt", "--arm", arm, "--head", "pooled", "--epochs", 2, "--epoch_records", 3)
     assert seen == [3, 3]
 
 
