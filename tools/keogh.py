@@ -57,8 +57,8 @@ def tell(measured: dict, flags: argparse.Namespace) -> str:
     return "\n".join([
         "# Keogh's series\n", table(["AUROC of points, %", *measured[MEAN]], rows),
         f"\nNetwork: {flags.branches}, {flags.steps} steps of {BATCH} windows at a rate of {RATE:g}, min-max input; "
-        f"mean ± standard deviation of {flags.seeds} trainings with other seeds. Each series has one anomalous run, so an "
-        "AUROC of a series has no interval.", "*discord*: distance to the nearest training window. *PCA*: what the "
+        f"mean ± standard deviation of {flags.seeds} trainings with other seeds. Each series has one anomalous run, so "
+        "an AUROC of a series has no interval.", "*discord*: distance to the nearest training window. *PCA*: what the "
         "components of the training windows do not tell. *every window*: both at stride 1.\n"])
 
 
