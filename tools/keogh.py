@@ -10,7 +10,7 @@ import argparse
 import numpy as np
 import torch
 
-from dataloader import Normalisation, TrainingBatches
+from dataloader import Normalisation, TrainingBatches, TrainingSet
 from ecg.keogh import CHANNELS, SERIES, TRAINING_STRIDE, Series, read_series
 from evaluation.files import require_ours, write_report
 from evaluation.metrics import detection_auroc
@@ -30,9 +30,10 @@ def train(series: Series, branches: str, steps: int, seed: int, device: torch.de
     model = MCF(CHANNELS, parts=choose_parts(branches, branches == "both", branches == "both")).to(device)
     records, r_peaks, _ = open_windows(series.train, TRAINING_STRIDE, f"{series.name}_train.csv")
     rows = np.resize(np.arange(len(records)), steps * BATCH)            # again and again: an epoch of so many steps
-    batches = TrainingBatches(records, rows, r_peaks, Normalisation.of(model.input, device), BATCH, seed=seed)
+    batches = TrainingBatches(TrainingSet(records, rows, r_peaks), Normalisation.of(model.input, device), BATCH,
+                              seed=seed)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=WEIGHT_DECAY, fused=True)
-    train_one_epoch(model, TrainingStep(model, optimizer, device), batches, 1, None)
+    train_one_epoch(model, TrainingStep(model, optimizer, device), batches, 1)
     return model
 
 
