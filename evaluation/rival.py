@@ -89,8 +89,10 @@ def score_rivals(data_path, truth: Truth) -> Rivals:
     columns = {}
     for split in splits:
         scores = score_signals(split.records, split.r_peaks[DETECTOR]) | score_people(split.table, table)
-        if fitted:
-            scores[NAME] = score_records(fitted, split.records, split.r_peaks[DETECTOR])
+        if fitted and split.records.in_millivolts:
+            features = describe(split.records, split.r_peaks[DETECTOR])
+            scores |= dict(zip(without_network.PARTS, without_network.score_parts(fitted, features).T))
+            scores[NAME] = without_network.score(fitted, features)
         for name, score in scores.items():
             columns.setdefault(name, {})[split.name] = score
     columns = {name: score for name, score in columns.items() if len(score) == len(splits)}

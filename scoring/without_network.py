@@ -22,7 +22,8 @@ RIGID = 0.05                                # s around R: QRS, which does not st
 DIASTOLE, SYSTOLE = 0.25, 0.5               # powers of RR by which the time before and after QRS stretches (Bazett)
 COMPANDING = 0.2                            # power of the voltage: at 1 squared distances see little else than QRS
 COMPONENTS = 80                             # principal components; between 40 and 160 it hardly matters
-WEIGHTS = np.array([1, 1, 0.25])            # of shape, measurements, rhythm
+PARTS = ("shape", "measurements", "rhythm")
+WEIGHTS = np.array([1, 1, 0.25])            # of PARTS
 CENTRAL = (0.025, 0.5, 0.975)               # quantiles: the usual range and its middle
 CROSS_FITS = 5                              # parts of the normals, each scored by a fit to the others: the scale of z
 # Of each lead: wave, unit, scales on which it counts. A number is the floor, mV, of a logarithm (negative: of minus the
@@ -145,7 +146,7 @@ def fit(features: np.ndarray, calibrated: bool = True) -> dict:
 
 
 def distances(fitted: dict, features: np.ndarray) -> np.ndarray:
-    """Logarithms of the squared distances in shape, measurements and rhythm, (N, 3)."""
+    """Logarithms of the squared distances in PARTS, (N, 3)."""
     points, inside = project(fitted, features)
     rest = np.sum(points ** 2, axis=1) - np.sum(inside ** 2, axis=1)
     squared = [np.mean(inside ** 2 / fitted["shape_variance"], axis=1) + rest / fitted["shape_rest"]]
@@ -155,9 +156,14 @@ def distances(fitted: dict, features: np.ndarray) -> np.ndarray:
     return np.log(squared).T
 
 
+def score_parts(fitted: dict, features: np.ndarray) -> np.ndarray:
+    """How anomalous records are in each of PARTS, (N, 3) from features (N, 849)."""
+    return (distances(fitted, features) - fitted["centre"]) / fitted["scale"]
+
+
 def score(fitted: dict, features: np.ndarray) -> np.ndarray:
     """How anomalous records are, (N,) float64 from features (N, 849): about 0 +- 1 among normals not fitted to."""
-    return (distances(fitted, features) - fitted["centre"]) / fitted["scale"] @ WEIGHTS
+    return score_parts(fitted, features) @ WEIGHTS
 
 
 def unusual(fitted: dict, features: np.ndarray, count: int = 10) -> list:

@@ -18,7 +18,7 @@ from utils import save_json
 
 PROTOCOLS = ("paper", "clean", "combined")
 RIVALS = ("largest amplitude", "mean |slope|", "heart rate", "RR irregularity", "age", "|age - mean|", "sex",
-          "no network")
+          "shape", "measurements", "rhythm", "no network")
 SIZES = {"train": 170, "test": 60, "val": 40, "benchmark": 4}
 KINDS = ("none", "t_wave", "p_loss")
 

@@ -92,4 +92,4 @@ def test_without_a_network(arrays, tmp_path):
     assert finished.returncode == 0, finished.stderr
     results = results_of(tmp_path)
     assert set(results["baselines"]["detection"]) == set(RIVALS) and not set(PROTOCOLS) & set(results)
-    assert "detection_curves.png" in results["files"] and "no network" in finished.stdout
+    assert "detection_curves.png" in results["files"] and "best without a network" in finished.stdout
