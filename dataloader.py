@@ -10,13 +10,13 @@ import torch
 
 from ecg.arrays import Records, load_r_peaks, load_table, open_records
 from ecg.beats import open_beats
+from ecg.signals import companding_scale
 from model import BEAT_BEFORE, BEAT_LENGTH, GLOBAL_LENGTH, GLOBAL_START, compute_trend
 from utils import PROCESSES, RANK, UserError, scale_minmax, undo_minmax
 
 PATCH_LENGTH = 48                                   # samples of a global mask's patch, 100 patches a recording
 FIRST_R, LAST_R = 200, 4400                         # a beat is valid where FIRST_R < R < LAST_R
 EXPONENT, LINEAR_BELOW = 0.1, 0.005                 # of --input compand; in mV, the size of the noise
-SCALE_QUANTILE = 0.99                               # of |mV| in a lead; twice that becomes 1
 SCALE_RECORDS, SCALE_THINNING = 1000, 10            # evenly chosen records and every 10th sample tell it
 ROWS_AT_ONCE = 256                                  # while an array is copied to a device
 
@@ -140,9 +140,9 @@ def measure_companding(records: Records, rows: np.ndarray, exponent=EXPONENT, li
     Raises UserError where nothing tells the records' mV.
     """
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, SCALE_RECORDS).astype(int))]
-    values = np.abs(np.concatenate([records.millivolts(rows[start:start + ROWS_AT_ONCE])[:, ::SCALE_THINNING]
-                                    for start in range(0, len(rows), ROWS_AT_ONCE)]))
-    scale = [2 * float(value) or 1.0 for value in np.quantile(values, SCALE_QUANTILE, axis=(0, 1))]
+    values = np.concatenate([records.millivolts(rows[start:start + ROWS_AT_ONCE])[:, ::SCALE_THINNING]
+                             for start in range(0, len(rows), ROWS_AT_ONCE)])
+    scale = [float(value) or 1.0 for value in companding_scale(values)]
     return {"kind": "compand", "exponent": exponent, "linear_below": linear_below, "scale": scale}
 
 

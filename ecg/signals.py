@@ -65,6 +65,16 @@ def normalize_leads(signal: np.ndarray) -> np.ndarray:
     return scale_minmax(signal, signal.min(axis=0), signal.max(axis=0))
 
 
+def compand(millivolts: np.ndarray, scale, exponent: float) -> np.ndarray:
+    """Small waves raised: sign(x) min(1, |x| / scale)^exponent of (..., leads). scale: mV that become 1, (leads,)."""
+    return np.sign(millivolts) * np.minimum(1, np.abs(millivolts) / scale) ** exponent
+
+
+def companding_scale(millivolts: np.ndarray) -> np.ndarray:
+    """The scale of compand(), from (..., leads) of normals: twice what a lead exceeds 1 % of the time, mV (leads,)."""
+    return 2 * np.quantile(np.abs(millivolts).reshape(-1, millivolts.shape[-1]), 0.99, axis=0)
+
+
 def median_height(records: np.ndarray) -> float:
     """What the median lead of records (n, samples, leads) spans. Flat leads tell nothing; 0 where all are flat."""
     heights = np.ptp(records, axis=1)                                                           # (n, leads)

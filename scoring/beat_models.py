@@ -7,6 +7,7 @@ does not explain of others, (n, 103, 8) mV. Every other place is left out away f
 import numpy as np
 from sklearn.decomposition import PCA
 
+from ecg.signals import compand, companding_scale
 from scoring.beat_frame import TIMES
 
 PLACES = np.flatnonzero((np.abs(TIMES) < 0.105) | (np.arange(len(TIMES)) % 2 == 0))
@@ -20,20 +21,15 @@ SHRINKAGE = 0.02                            # of the covariance, towards its dia
 
 def fit_residual(beats: np.ndarray) -> dict:
     """Principal components of companded beats."""
-    scale = 2 * np.quantile(np.abs(beats).reshape(-1, beats.shape[2]), 0.99, axis=0)
-    points = compand(beats, scale).reshape(len(beats), -1)
+    scale = companding_scale(beats)
+    points = compand(beats, scale, POWER).reshape(len(beats), -1)
     of_points = PCA(COMPONENTS, svd_solver="covariance_eigh").fit(points)
     return {"scale": scale, "centre": of_points.mean_, "components": of_points.components_.T}
 
 
-def compand(beats: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """mV -> the signed root of it, 1 at scale (leads,)."""
-    return np.sign(beats) * np.minimum(1, np.abs(beats) / scale) ** POWER
-
-
 def residual(fitted: dict, beats: np.ndarray) -> np.ndarray:
     """Beats less the nearest combination of the components."""
-    points = compand(beats, fitted["scale"]).reshape(len(beats), -1) - fitted["centre"]
+    points = compand(beats, fitted["scale"], POWER).reshape(len(beats), -1) - fitted["centre"]
     near = (points @ fitted["components"] @ fitted["components"].T + fitted["centre"]).reshape(beats.shape)
     return beats - np.sign(near) * np.abs(near) ** (1 / POWER) * fitted["scale"]
 

@@ -10,7 +10,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
 from ecg.leads import INDEPENDENT
-from ecg.signals import LEAD_NAMES, SAMPLING_RATE
+from ecg.signals import LEAD_NAMES, SAMPLING_RATE, compand, companding_scale
 
 BEFORE, AFTER = 440, 960                    # ms around R of a median beat, at 250 Hz: what the slowest rhythm needs
 FIRST_R, LAST_R = 200, 4400                 # samples: a beat between them is scored, as in the paper
@@ -92,7 +92,7 @@ def stretched(beat: np.ndarray, times: np.ndarray, rr: float) -> np.ndarray:
 def companded(features: np.ndarray, largest: np.ndarray) -> np.ndarray:
     """The shapes, (N, 720), small waves raised. largest: the voltage that a lead exceeds 1 % of the time, mV (8,)."""
     shape = features[:, SHAPE].reshape(len(features), len(TIMES), len(INDEPENDENT))
-    return (np.sign(shape) * np.minimum(1, np.abs(shape) / (2 * largest)) ** COMPANDING).reshape(len(features), -1)
+    return compand(shape, 2 * largest, COMPANDING).reshape(len(features), -1)
 
 
 def scaled(features: np.ndarray) -> dict:
@@ -116,7 +116,7 @@ def on_scale(values: np.ndarray, scale) -> np.ndarray:
 
 def fit_shape(features: np.ndarray) -> dict:
     """What project() needs, as plain arrays, from the features (N, 849)."""
-    largest = np.maximum(np.quantile(np.abs(features[:, SHAPE].reshape(-1, len(INDEPENDENT))), 0.99, axis=0), 1e-6)
+    largest = np.maximum(companding_scale(features[:, SHAPE].reshape(-1, len(INDEPENDENT))) / 2, 1e-6)
     pca = PCA(min(COMPONENTS, len(features) // 4), svd_solver="covariance_eigh").fit(companded(features, largest))
     return {"largest": largest, "shape_mean": pca.mean_, "shape_components": pca.components_,
             "shape_variance": pca.explained_variance_,

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from dataloader import choose_rows
 from ecg.arrays import fingerprint, load_r_peaks, load_table, open_records
 from ecg.leads import INDEPENDENT, TO_TWELVE
+from ecg.signals import companding_scale
 from model import LEADS
 from scoring.beat_frame import TIMES, typical_beats
 from scoring.beat_restorer import HELD_BACK, WEIGHTS, BeatRestorer
@@ -104,8 +105,7 @@ def train(beats: np.ndarray, rr: np.ndarray, steps: int, seed: int = 0) -> BeatR
     """A BeatRestorer trained on normals' beats (N, 103, 8), mV, with RR intervals (N,), s."""
     torch.manual_seed(seed)
     rng, started = np.random.default_rng(seed), time.process_time()
-    scale = 2 * np.quantile(np.abs(beats).reshape(-1, beats.shape[2]), 0.99, axis=0)
-    model = BeatRestorer(beats.mean(axis=0), beats.std(axis=0) + 0.01, scale)
+    model = BeatRestorer(beats.mean(axis=0), beats.std(axis=0) + 0.01, companding_scale(beats))
     optimizer = torch.optim.AdamW(model.parameters(), RATE, weight_decay=WEIGHT_DECAY, fused=True)
     cosine = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1, (step + 1) / WARM_UP) * (1 + np.cos(np.pi * step / steps)) / 2)
