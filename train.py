@@ -12,8 +12,6 @@ and last.pt, from which --resume continues; so give each run a folder of its own
 """
 import argparse
 import contextlib
-import csv
-import io
 import math
 import time
 from functools import partial
@@ -31,8 +29,8 @@ from model import (HISTORY, MCF, UNCERTAINTIES, choose_parts, forward_loss, load
 from scoring.percentiles import KEY, score_normals
 from scoring.protocols import CLEAN, PAPER, PROTOCOLS
 from utils import (PROCESSES, RANK, UserError, add_published_flags, add_up, check_published_flags, choose_device,
-                   git_commit, one_after_the_first, require_writable, run, start_processes, stop_processes, versions,
-                   wait_for_all, write_atomically)
+                   git_commit, one_after_the_first, pack_csv, require_writable, run, start_processes, stop_processes,
+                   versions, wait_for_all, write_atomically)
 
 WEIGHT_DECAY = 1e-5
 LAST, TABLE = "last.pt", "history.csv"      # beside the checkpoint; --resume reads the first
@@ -227,11 +225,8 @@ class Run:
                  "versions": versions(), "history": self.history}
         if selected:
             save_checkpoint(self.path, model, **facts)
-        table = io.StringIO()
-        writer = csv.DictWriter(table, HISTORY)
-        writer.writeheader()
-        writer.writerows(self.history)
-        write_atomically(self.path.with_name(TABLE), lambda file: file.write(table.getvalue().encode()))
+        table = pack_csv(HISTORY, [[one[name] for name in HISTORY] for one in self.history])
+        write_atomically(self.path.with_name(TABLE), lambda file: file.write(table))
         save_checkpoint(self.last_path, model, **facts, best=self.best, optimizer_state_dict=optimizer.state_dict())
         self.epoch = row["epoch"]
 

@@ -1,9 +1,11 @@
 """What every script shares and no stage owns: user errors, atomic files, provenance, devices and processes."""
 import contextlib
+import csv
 import datetime
 import functools
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -119,6 +121,15 @@ def sync_folder(folder):
 def pack_json(content: dict) -> bytes:
     """A dict as readable JSON. NaN is refused: no reader of JSON has to expect it."""
     return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def pack_csv(header, rows) -> bytes:
+    """A CSV file; numbers in full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def save_json(path, content: dict):

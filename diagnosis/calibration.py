@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from evaluation.metrics import choose_thresholds, count_by_score
+from evaluation.metrics import best_threshold, choose_thresholds
 
 LEAST_POSITIVES = 5             # in fold 9, for a threshold at which a statement is named
 LEAST_PRECISION = 0.5
@@ -19,12 +19,7 @@ def naming_threshold(labels: np.ndarray, scores: np.ndarray) -> float | None:
 
     labels, scores: (N,). None where no threshold is, or below LEAST_POSITIVES.
     """
-    positive, negative = (np.cumsum(count[::-1])[::-1] for count in count_by_score(labels, scores))
-    f1 = np.where(positive >= LEAST_PRECISION * (positive + negative),
-                  2 * positive / (positive + negative + (labels == 1).sum()), 0)
-    if (labels == 1).sum() < LEAST_POSITIVES or not f1.any():
-        return None
-    return float(np.unique(scores)[f1 >= f1.max() - 1e-12].max())
+    return best_threshold(labels, scores, LEAST_PRECISION) if (labels == 1).sum() >= LEAST_POSITIVES else None
 
 
 def calibrate(labels: np.ndarray, logits: np.ndarray, prevalence) -> dict:

@@ -32,8 +32,8 @@ from evaluation.figures import PAGE_MM, new_figure, pack, styled
 from evaluation.files import require_ours, write_report
 from evaluation.metrics import Resamples
 from evaluation.recordings import add_flags, prepare_window
-from evaluation.report import pack_csv, percent
-from utils import UserError, choose_device, git_commit, require_writable, run, sha256_of, versions
+from evaluation.report import percent
+from utils import UserError, choose_device, git_commit, pack_csv, require_writable, run, sha256_of, versions
 
 TABLE, FIGURE = "statements.csv", "long_tail"
 

@@ -25,11 +25,11 @@ from diagnosis.features import calibrate_norms, logits_of, store_features
 from diagnosis.model import HEADS, Diagnoser, attribute_loss, load_diagnoser, statement_loss
 from ecg.arrays import VALIDATION_FOLD
 from model import MCF, PARTS, forward_loss, load_checkpoint, save_checkpoint, weights_are_finite
+from train import WEIGHT_DECAY, learning_rate
 from utils import UserError, choose_device, git_commit, require_writable, run, sha256_of, versions
 
 ARMS = ("random-joint", "ad-joint", "ad-frozen", "random-frozen")
 LOSSES = ("asymmetric", "bce")
-WEIGHT_DECAY = 1e-5
 NOT_CONFIG = ("resume", "save_path", "data_path", "device", "encoder")      # may change on --resume
 
 
@@ -208,7 +208,7 @@ def run_epochs(epochs, optimizer, history: list, facts: dict):
               mininterval=5) as progress:
         for epoch in range(len(history) + 1, flags.epochs + 1):
             started = time.perf_counter()
-            rate = flags.lr * 0.5 * (1 + math.cos(math.pi * epoch / flags.epochs))      # the last at 0, as published
+            rate = learning_rate(flags.lr, epoch, flags.epochs)
             optimizer.param_groups[0]["lr"] = rate
             loss = train_one_epoch(epochs, optimizer, epoch, progress)
             history.append({"epoch": epoch, "loss": loss, "lr": rate,

@@ -8,13 +8,12 @@ import numpy as np
 from dataloader import crop_global
 from ecg.arrays import EXCLUDED
 from ecg.beats import ABNORMAL, OTHER, patients_of
-from evaluation.metrics import Resamples, count_by_score, estimate
+from evaluation.metrics import Resamples, add_z, best_threshold, estimate
 from evaluation.places import average_places, rank_places
 from evaluation.points import PointRanking
 
 CLASSES = ("S", "V", "F")                   # reported one by one; of Q there are 15
 EXTENT = (-194, 250)                        # samples from R, 500 Hz: BeatGAN's beat, whose points are localized
-TINY = 1e-12
 
 
 def evaluate_beats(table: dict, split: str, score: np.ndarray) -> dict:
@@ -56,14 +55,6 @@ def by_patient(records: np.ndarray, codes: np.ndarray, score: np.ndarray) -> tup
     return len(names), PointRanking(labels, scores, Resamples(names))
 
 
-def best_threshold(labels: np.ndarray, score: np.ndarray) -> float:
-    """The highest threshold with the largest F1 of "abnormal where score >= threshold"."""
-    positive, negative = count_by_score(labels, score)
-    true, false = (np.cumsum(count[::-1])[::-1] for count in (positive, negative))
-    f1 = 2 * true / (true + false + positive.sum())
-    return float(np.unique(score)[f1 >= f1.max() - TINY].max())
-
-
 def operate(records: np.ndarray, labels: np.ndarray, called: np.ndarray) -> dict:
     """Sensitivity, precision and F1 of beats that are called abnormal, with intervals over patients."""
     names, rows = np.unique(records, return_inverse=True)
@@ -92,7 +83,7 @@ def less_the_usual(table: dict, score: np.ndarray) -> np.ndarray:
 def sum_of_z(table: dict, split: str, scores: list) -> np.ndarray:
     """Scores added, each as its z-score among the normal validation beats of the split."""
     normal = (table[split] == "val") & (table["class"] == "N") & np.isfinite(sum(scores))
-    return sum((score - score[normal].mean()) / max(score[normal].std(), TINY) for score in scores)
+    return add_z(scores, normal)
 
 
 # ---- localization

@@ -6,11 +6,12 @@ import numpy as np
 from ecg.beats import OTHER, Beats, patients_of
 from evaluation import beats as numbers
 from evaluation.files import write_report
-from evaluation.report import REPORT_FILE, pack_csv, percent, table
+from evaluation.report import REPORT_FILE, percent, table
 from evaluation.trivial import make_maps
 from scoring.beats import TERMS, score_beats
 from scoring.beats_without_network import score_earliness, score_shapes
 from scoring.passes import Scorer
+from utils import pack_csv
 
 SCORES_FILE = "beats_scores.csv"
 NETWORK, LOCAL, SHAPE, EARLY = "network", "its local branch", "shape (PCA)", "early (RR)"

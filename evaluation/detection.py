@@ -78,7 +78,8 @@ def combine(parts: list, fold9_labels: np.ndarray) -> dict:
 
     parts: scores of both splits, fitted to other records than fold 9's normals.
     """
-    normal = fold9_labels == 0
-    bounds = [(part["val"][normal].mean(), max(part["val"][normal].std(), 1e-12)) for part in parts]
-    return {split: sum((part[split] - mean) / deviation for part, (mean, deviation) in zip(parts, bounds))
-            for split in ("test", "val")}
+    splits = [np.concatenate([part["val"], part["test"]]) for part in parts]
+    normal = np.arange(len(splits[0])) < len(fold9_labels)
+    normal[:len(fold9_labels)] = fold9_labels == 0
+    combined = metrics.add_z(splits, normal)
+    return {"val": combined[:len(fold9_labels)], "test": combined[len(fold9_labels):]}

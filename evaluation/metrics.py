@@ -160,6 +160,21 @@ def rank_within(labels: np.ndarray, scores: np.ndarray, bands: dict, resamples: 
     return {"macro": average(list(aurocs.values())), "bands": aurocs}
 
 
+def best_threshold(labels: np.ndarray, scores: np.ndarray, least_precision: float = 0.0) -> float | None:
+    """The highest threshold with the best F1 of "abnormal where score >= threshold", of those with the precision.
+
+    labels, scores: (records,). None where no threshold has it.
+    """
+    true, false = (np.cumsum(count[::-1])[::-1] for count in count_by_score(labels, scores))
+    f1 = np.where(true >= least_precision * (true + false), 2 * true / (true + false + (labels == 1).sum()), 0)
+    return float(np.unique(scores)[f1 >= f1.max() - 1e-12].max()) if f1.any() else None
+
+
+def add_z(scores: list, normal: np.ndarray) -> np.ndarray:
+    """Scores (records,) added, each as its z-score among the normals (records,) bool."""
+    return sum((score - score[normal].mean()) / max(score[normal].std(), 1e-12) for score in scores)
+
+
 def choose_thresholds(labels: np.ndarray, scores: np.ndarray) -> dict:
     """Operating points of records (N,) to hold against scores >= threshold.
 

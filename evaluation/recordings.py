@@ -22,13 +22,12 @@ from ecg.signals import (LEAD_II, LEAD_NAMES, RECORD_LENGTH, SAMPLING_RATE, Reco
 from evaluation import files, rival
 from evaluation.recording_figures import (PREFIX, Recording, Window, as_records, draw_recording, peaks_of,
                                           show_percentile)
-from evaluation.report import pack_csv
 from model import load_checkpoint
 from scoring import without_network
 from scoring.passes import Scorer
 from scoring.percentiles import percentile, read_normals
 from scoring.protocols import PROTOCOLS, protocols_for
-from utils import PROCESSES, UserError, choose_device, git_commit, require_writable, sha256_of, versions
+from utils import PROCESSES, UserError, choose_device, git_commit, pack_csv, require_writable, sha256_of, versions
 
 SCORES_FILE, UNUSUAL_FILE, RESULTS_FILE = f"{PREFIX}scores.csv", f"{PREFIX}unusual.csv", f"{PREFIX}results.json"
 NO_NETWORK = rival.NAME.replace(" ", "_")       # in the names of columns

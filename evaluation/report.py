@@ -1,12 +1,10 @@
 """What a reader sees of the numbers: a table on the screen, report.md with all of them, detection_scores.csv."""
-import csv
-import io
-
 import numpy as np
 
 from evaluation.drawing import figure_names
 from evaluation.numbers import GROUPINGS, HEADLINES, best_rival, group_titles, name_entries, name_rivals
 from evaluation.provenance import tell_counts, tell_weights
+from utils import pack_csv
 
 SCORES_FILE, REPORT_FILE, UNUSUAL_FILE = "detection_scores.csv", "report.md", "unusual_measurements.csv"
 FACTS = ("split", "ecg_id", "patient_id", "age", "sex", "label", "superclasses", "statements")  # beside the scores
@@ -50,15 +48,6 @@ def file_names(protocols, with_figures: bool) -> list:
     """The name of every file that a report may have beside results.json. protocols: whose maps are written."""
     drawn = [f"{name}.{kind}" for name in figure_names() for kind in ("png", "pdf")] + [UNUSUAL_FILE]
     return [SCORES_FILE, REPORT_FILE, *map(maps_file, protocols), *drawn * with_figures]
-
-
-def pack_csv(header, rows) -> bytes:
-    """A CSV file; numbers in full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue().encode()
 
 
 def pack_scores(splits: dict, scores: dict) -> bytes:

@@ -14,7 +14,7 @@ from evaluation.detection import combine, evaluate_detection
 from evaluation.lesions import evaluate_lesions, rank_lesions
 from evaluation.localization import evaluate_thinned
 from evaluation.numbers import Scored, Truth, beyond_map, beyond_parts, evaluate, evaluate_maps
-from evaluation.report import COMBINATION, TRIVIAL, UNUSUAL_FILE, pack_csv
+from evaluation.report import COMBINATION, TRIVIAL, UNUSUAL_FILE
 from evaluation.splits import Split
 from evaluation.trivial import OPPOSITES, make_maps, score_people, score_signals, with_opposites
 from scoring import without_network
@@ -22,7 +22,7 @@ from scoring.beat_restorer import WEIGHTS, BeatRestorer, load_restorer
 from scoring.maps import CHOSEN, WITH_NETWORK, fit_maps
 from scoring.maps import make_maps as make_place_maps
 from scoring.usual import fit_rarity, show_record
-from utils import UserError, write_atomically
+from utils import UserError, pack_csv, write_atomically
 
 FITTED_FILE = Path(__file__).resolve().parent.parent / "ckpt" / "no_network.npz"    # the rival fitted to PTB-XL
 NORMALS = "fold9_normals"               # in it: the scores of fold 9's normals, ascending

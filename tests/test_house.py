@@ -9,7 +9,7 @@ from conftest import ROOT
 SCRIPTS = {"preprocess", "train", "test", "model", "dataloader", "utils"}
 # Who stands above whom: a module imports only from a lower rank, or from its own folder.
 RANKS = {"utils": 0, "model": 1, "ecg": 1, "dataloader": 2, "scoring": 3, "evaluation": 4, "train": 5, "test": 5,
-         "diagnosis": 5, "preprocess": 5, "tools": 6}
+         "preprocess": 5, "diagnosis": 6, "tools": 6}
 FILES = [path for path in sorted(ROOT.glob("*.py")) + sorted(ROOT.glob("*/*.py")) if path.parent.name != "tests"]
 
 
