@@ -29,8 +29,6 @@ class Scores:
     """What a protocol says of records, higher = more anomalous everywhere."""
     scores: np.ndarray              # (records,) float64
     maps: np.ndarray | None         # (records, 4800, leads) float32, smoothed
-    without_r_peak: int             # records in which no R peak was found
-    without_valid_beat: int         # records scored on evenly spaced windows, those among them included
 
 
 @dataclass
@@ -94,8 +92,7 @@ class Scorer:
         if not np.isfinite(scores).all():
             raise UserError(f"the network gives row {rows[~np.isfinite(scores)][0]} of {records.name} no finite score; "
                             "its weights are not sound, name another checkpoint or train it again")
-        return Scores(scores, maps.numpy() if with_maps else None, sum(not len(r_peaks[row]) for row in rows),
-                      sum(not valid_beats(r_peaks[row])[1] for row in rows))
+        return Scores(scores, maps.numpy() if with_maps else None)
 
     def prepare(self, records: Records, r_peaks: list, rows: np.ndarray, as_stored: bool = False,
                 beats_per_record: int | None = None) -> Block:

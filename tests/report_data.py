@@ -86,7 +86,7 @@ class StandIn:
         ecgs = records.read(np.arange(len(records)) if rows is None else rows)
         noise = np.random.default_rng(len(ecgs)).normal(size=len(ecgs)) * 0.02 * (1 + self.protocol.as_stored)
         maps = np.abs(ecgs[:, 100:4900]) if with_maps else None
-        return Scores(1 / ecgs.std(axis=(1, 2)) + noise, maps, 0, 0)
+        return Scores(1 / ecgs.std(axis=(1, 2)) + noise, maps)
 
     def map_few(self, records, r_peaks, rows):
         return self.score(records, r_peaks, rows, with_maps=True).maps

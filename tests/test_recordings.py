@@ -39,7 +39,7 @@ def quick(monkeypatch):
     def score(self, records, r_peaks, rows=None, with_maps=False):
         sizes.append(len(records))
         heights = np.ptp(records.signals[:, :, 0], axis=1).astype(float)
-        return Scores(heights, np.ones((len(records), 4800, 12), np.float32) if with_maps else None, 0, 0)
+        return Scores(heights, np.ones((len(records), 4800, 12), np.float32) if with_maps else None)
     monkeypatch.setattr(Scorer, "score", score)
     return sizes
 
