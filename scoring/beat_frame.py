@@ -8,7 +8,7 @@ from dataloader import valid_beats
 from ecg.arrays import ROWS_AT_ONCE, Records
 from ecg.signals import SAMPLING_RATE
 from model import GLOBAL_LENGTH, GLOBAL_START
-from scoring.without_network import RIGID, interpolate, stretch_times, stretching
+from scoring.without_network import interpolate, stretch_times, unstretch_times
 
 TIMES = np.arange(-43, 60) / 100            # s from R: from before the longest PR interval to after T
 PLACE = 5                                   # samples of a place, 10 ms
@@ -50,6 +50,4 @@ def lay_back(values: np.ndarray, r_peaks: np.ndarray) -> np.ndarray:
     earliest = -stretch_times(TIMES[:1], rr)[0] * SAMPLING_RATE
     starts = beats[1:] - np.minimum(LATEST_START * np.diff(beats), earliest)
     seconds = (SAMPLES - beats[np.searchsorted(starts, SAMPLES, side="right")]) / SAMPLING_RATE
-    times = np.sign(seconds) * (np.minimum(np.abs(seconds), RIGID)
-                                + np.maximum(np.abs(seconds) - RIGID, 0) / stretching(seconds, rr))
-    return interpolate(values, (times - TIMES[0]) * 100)
+    return interpolate(values, (unstretch_times(seconds, rr) - TIMES[0]) * 100)

@@ -9,12 +9,11 @@ import numpy as np
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
+from dataloader import valid_beats
 from ecg.leads import INDEPENDENT
 from ecg.signals import LEAD_NAMES, SAMPLING_RATE, compand, companding_scale
 
 BEFORE, AFTER = 440, 960                    # ms around R of a median beat, at 250 Hz: what the slowest rhythm needs
-FIRST_R, LAST_R = 200, 4400                 # samples: a beat between them is scored, as in the paper
-INSTEAD = np.arange(300, LAST_R, 500)       # samples: where a record without a whole beat is cut
 SLOWEST, FASTEST = 2.5, 0.25                # s, RR intervals beyond which nothing stretches further
 TIMES = np.arange(-30, 60) / 100            # s from R, of the shape, at 60 beats a minute
 T_TIMES = np.arange(0.148, 0.456, 0.004)    # s from R, where the T wave peaks, at 60 beats a minute
@@ -47,8 +46,7 @@ def describe(record_mv: np.ndarray, r_peaks: np.ndarray) -> np.ndarray:
     First SHAPE, mV, then what NAMES names. With fewer than three R peaks the rate is taken to be 60.
     """
     r_peaks = np.asarray(r_peaks, dtype=int)
-    whole = r_peaks[(r_peaks > FIRST_R) & (r_peaks < LAST_R)]
-    places = (whole if len(whole) else INSTEAD)[:, None] + np.arange(-BEFORE, AFTER, 4) * SAMPLING_RATE // 1000
+    places = valid_beats(r_peaks)[0][:, None] + np.arange(-BEFORE, AFTER, 4) * SAMPLING_RATE // 1000
     beats = record_mv[np.clip(places, 0, len(record_mv) - 1)]                               # (beats, 350, 12)
     beat = np.median(beats, axis=0)
     intervals = np.diff(r_peaks) / SAMPLING_RATE if len(r_peaks) > 2 else np.ones(2)        # s
@@ -75,6 +73,12 @@ def stretch_times(times: np.ndarray, rr: float) -> np.ndarray:
     """Times, s from R, of a beat of 60 a minute -> those of the same places in a beat with RR interval rr, s."""
     return np.sign(times) * (np.minimum(np.abs(times), RIGID)
                              + np.maximum(np.abs(times) - RIGID, 0) * stretching(times, rr))
+
+
+def unstretch_times(times: np.ndarray, rr: float) -> np.ndarray:
+    """The way back of stretch_times: times, s from R, of a beat with RR interval rr, s -> those of 60 a minute."""
+    return np.sign(times) * (np.minimum(np.abs(times), RIGID)
+                             + np.maximum(np.abs(times) - RIGID, 0) / stretching(times, rr))
 
 
 def interpolate(values: np.ndarray, places: np.ndarray) -> np.ndarray:
