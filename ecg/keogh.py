@@ -1,7 +1,8 @@
 """Keogh's seven ECG series with one discord each (Keogh et al., ICDM 2005, HOT SAX): windows, and the way back.
 
 NAME_train.csv and NAME_test.csv have a sample a row and no header: two channels, and a label that is 1 in the one
-anomalous run of the test series. The values are not filtered; their unit, zero line and rate are not stated.
+anomalous run of the test series. They are the labelled series that RNN-Time-series-Anomaly-Detection (chickenbestlover,
+GitHub) holds as pickles of such rows. The values are not filtered; their unit, zero line and rate are not stated.
 """
 from dataclasses import dataclass
 from pathlib import Path
