@@ -20,16 +20,17 @@ MARKED = {"S, V or F": numbers.CLASSES, "V": ("V",)}        # whose points are l
 
 
 def score_network(scorer: Scorer, beats: Beats, split: str) -> tuple:
-    """({name: (beats,)}, rows, maps of rows): the logs of the sum of all terms, and of the local one if there is one.
+    """({name: (beats,)}, rows, maps of rows): the logs of the sum of all terms, and of the local one beside others.
 
     NaN in windows without a beat to validate or test on.
     """
     of_beats, beat = beats.table, beats.table["class"] != OTHER
     rows = np.unique(of_beats["window"][np.isin(of_beats[split], ("val", "test"))])
     terms, maps = score_beats(scorer, beats.records, beats.r_peaks(beat), rows)
-    scores = {NETWORK: terms.sum(axis=1), LOCAL: terms[:, TERMS.index("local")]}
+    whole, local = terms.sum(axis=1), terms[:, TERMS.index("local")]
+    scores = {NETWORK: whole} | ({LOCAL: local} if (whole > local).all() and local.all() else {})
     scored = beat & np.isin(of_beats["window"], rows)
-    return {name: spread(np.log(score), scored) for name, score in scores.items() if (score > 0).all()}, rows, maps
+    return {name: spread(np.log(score), scored) for name, score in scores.items()}, rows, maps
 
 
 def spread(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
