@@ -6,6 +6,7 @@ import numpy as np
 from ecg.beats import OTHER, Beats, patients_of
 from evaluation import beats as numbers
 from evaluation.files import write_report
+from evaluation.metrics import difference
 from evaluation.report import REPORT_FILE, percent, table
 from evaluation.trivial import make_maps
 from scoring.beats import TERMS, score_beats
@@ -15,7 +16,8 @@ from utils import pack_csv
 
 SCORES_FILE = "beats_scores.csv"
 NETWORK, LOCAL, SHAPE, EARLY = "network", "its local branch", "shape (PCA)", "early (RR)"
-USUAL = ", less the record's usual"
+USUAL, SUM = ", less the record's usual", f" + {EARLY}"
+RIVALS = {network + more: SHAPE + more for network in (NETWORK, LOCAL) for more in ("", SUM)}    # of equal information
 MARKED = {"S, V or F": numbers.CLASSES, "V": ("V",)}        # whose points are localized
 
 
@@ -47,7 +49,7 @@ def score_all(beats: Beats, split: str, of_network: dict) -> dict:
     scores = {}
     for name, score in (of_network | {SHAPE: shape}).items():
         scores |= {name: score, name + USUAL: numbers.less_the_usual(of_beats, score),
-                   f"{name} + {EARLY}": numbers.sum_of_z(of_beats, split, [score, early])}
+                   name + SUM: numbers.sum_of_z(of_beats, split, [score, early])}
     return scores | {EARLY: early}
 
 
@@ -76,6 +78,8 @@ def report_beats(scorer: Scorer, beats: Beats, split: str, folder, about: dict):
     of_network, rows, maps = score_network(scorer, beats, split)
     seconds, scores = time.perf_counter() - started, score_all(beats, split, of_network)
     detection = {name: numbers.evaluate_beats(beats.table, split, score) for name, score in scores.items()}
+    for name in RIVALS.keys() & detection.keys():
+        detection[name]["beyond_rival"] = difference(detection[name]["auroc"], detection[RIVALS[name]]["auroc"])
     localization = localize(beats, split, scores, rows, maps)
     text = "\n".join([f"# MIT-BIH, {split} patients\n", *tell_detection(detection), *tell_localization(localization)])
     chosen = np.isfinite(of_network[NETWORK]) & np.isin(beats.table[split], ("val", "test"))
@@ -89,14 +93,15 @@ def report_beats(scorer: Scorer, beats: Beats, split: str, folder, about: dict):
 def tell_detection(detection: dict) -> list:
     """The table of beats, as lines of text."""
     some = next(iter(detection.values()))["beats"]
-    rows = [[name, *map(percent, (of_score["auroc"], of_score["average_precision"], of_score["f1_best"]["f1"],
-                                  of_score["f1"]["f1"], *(of_score["by_class"].get(kind, {"auroc": None})["auroc"]
-                                                          for kind in numbers.CLASSES)))]
+    rows = [[name, percent(of_score["auroc"]), percent(of_score.get("beyond_rival"), "+"),
+             *map(percent, (of_score["average_precision"], of_score["f1_best"]["f1"], of_score["f1"]["f1"])),
+             *(percent(of_score["by_class"].get(kind, {}).get("auroc")) for kind in numbers.CLASSES)]
             for name, of_score in detection.items()]
     return [f"{some['normal']:,} normal and {some['abnormal']:,} abnormal test beats of {some['patients']} patients, "
             "in percent; intervals over patients. Best F1: at the best threshold on the test beats themselves, as "
-            "published, so optimistic. F1: at the best threshold on the validation beats. S, V, F: AUROC.\n",
-            table(["score", "AUROC", "average precision", "best F1", "F1", *numbers.CLASSES], rows)]
+            "published, so optimistic. F1: at the best threshold on the validation beats. S, V, F: AUROC. Less shape: "
+            "the paired difference to the shape, or to the shape and RR.\n",
+            table(["score", "AUROC", "less shape", "average precision", "best F1", "F1", *numbers.CLASSES], rows)]
 
 
 def tell_localization(localization: dict) -> list:

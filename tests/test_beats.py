@@ -182,6 +182,9 @@ def test_both_scripts_on_beats(data, tmp_path):
     tested = run_script("test.py", *flags, "--beats", "between")
     assert tested.returncode == 0, tested.stderr
     results = json.loads((tmp_path / "results" / "results.json").read_text())
+    for name, rival in (("network", "shape (PCA)"), ("network + early (RR)", "shape (PCA) + early (RR)")):
+        gap = results["detection"][name]["auroc"]["value"] - results["detection"][rival]["auroc"]["value"]
+        assert results["detection"][name]["beyond_rival"]["value"] == pytest.approx(gap)
     assert results["detection"]["early (RR)"]["by_class"]["V"]["auroc"]["value"] > 0.95
     assert {"S, V or F", "V"} == set(results["localization"]) and "shape (PCA)" in tested.stdout
     refused = run_script("test.py", *flags, "--beats", "within")
