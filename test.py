@@ -140,12 +140,12 @@ def draw_examples(run: Run, truth: Truth, rivals: rival.Rivals) -> tuple:
     protocol, split = list(run.scored)[-1], truth.splits["benchmark"]
     examples = choose_examples(truth.benchmark, run.scored[protocol].maps, protocol)
     rows = [row for row, *_ in examples]
-    drawn = draw_rows(run.scorers[protocol], rivals.of_places, (split.records, split.r_peaks),
+    drawings = draw_rows(run.scorers[protocol], rivals.of_places, (split.records, split.r_peaks),
                       truth.benchmark.lead_names, {f"localization_{name}": (row, title)
                                                    for row, name, title in examples}, truth.benchmark.labels[rows])
     if not (rivals.fitted and rows):
-        return drawn, {}
-    return drawn, rival.pack_unusual(rivals.fitted, split, rows, truth.benchmark.names)
+        return drawings, {}
+    return drawings, rival.pack_unusual(rivals.fitted, split, rows, truth.benchmark.names)
 
 
 def draw_lesions(run: Run, truth: Truth, of_places: rival.PlaceMaps | None) -> dict:
@@ -184,18 +184,18 @@ def report_run(folder: Path, run: Run, truth: Truth, rivals: rival.Rivals, about
     """Evaluate a run and write its report; returns (entries, facts) of results.json. about: facts of all runs."""
     entries, columns = rival.evaluate_all(truth, run.scored, rivals)
     about = {**about, "checkpoint": run.checkpoint}
-    contents, drawn = pack_maps(run.scored) if with_maps else {}, {}
+    contents, drawings = pack_maps(run.scored) if with_maps else {}, {}
     if with_figures:
         series = {name: columns[name] for name in (*entries, report.TRIVIAL + rival.NAME) if name in columns}
-        drawn, unusual = draw_examples(run, truth, rivals)
-        drawn = {**drawing.draw_detection(truth.cohort, series, entries),
-                 **drawing.draw_groups(entries, rivals.baselines),
-                 **drawing.draw_training(run.checkpoint["history"]),
-                 **draw_lesions(run, truth, rivals.of_places), **drawn}
-        contents |= unusual | {f"{name}.{kind}": content for name, figure in drawn.items()
+        drawings, unusual = draw_examples(run, truth, rivals)
+        drawings = {**drawing.draw_detection(truth.cohort, series, entries),
+                    **drawing.draw_groups(entries, rivals.baselines),
+                    **drawing.draw_training(run.checkpoint["history"]),
+                    **draw_lesions(run, truth, rivals.of_places), **drawings}
+        contents |= unusual | {f"{name}.{kind}": content for name, figure in drawings.items()
                                for kind, content in figures.pack(figure).items()}
     contents[report.SCORES_FILE] = report.pack_scores(truth.splits, columns)
-    text = report.write_markdown(entries, rivals.baselines, rivals.maps, about, list(drawn))
+    text = report.write_markdown(entries, rivals.baselines, rivals.maps, about, list(drawings))
     contents[report.REPORT_FILE] = text.encode()
     files.write_report(folder, contents, {**entries, "baselines": rivals.baselines, "maps": rivals.maps, **about})
     return entries, about

@@ -21,10 +21,10 @@ def rank_statement(labels: np.ndarray, scores: np.ndarray, resamples: Resamples)
     places = np.searchsorted(present, scores, "left") + np.searchsorted(present, scores, "right")
     rarer, ranked = resamples.rarer(labels, np.full(len(labels), True)), {}
     counts = count_by_score(labels, places)
-    drawn = [count_by_score(labels, places, resamples.weights[start:start + DRAWS_AT_ONCE])
-             for start in range(0, len(resamples.weights), DRAWS_AT_ONCE)]
+    resampled = [count_by_score(labels, places, resamples.weights[start:start + DRAWS_AT_ONCE])
+                 for start in range(0, len(resamples.weights), DRAWS_AT_ONCE)]
     for name, measure in RANKED.items():
-        ranked[name] = estimate(measure(*counts), np.concatenate([measure(*some) for some in drawn]), rarer)
+        ranked[name] = estimate(measure(*counts), np.concatenate([measure(*some) for some in resampled]), rarer)
     return ranked
 
 

@@ -183,15 +183,15 @@ def report(flags: argparse.Namespace, device):
     require_ours(flags.output_dir, (TABLE, f"{FIGURE}.png", f"{FIGURE}.pdf"))
     rows, about = statements.rows_of(*folds_named()["folds9and10"]), statements.about["statements"]
     fold10 = np.isin(statements.table["fold"][rows], folds_named()["fold10"])
-    group_of, measured, grouped, told = [one["group"] for one in about], {}, {}, {}
+    group_of, measured, grouped, results = [one["group"] for one in about], {}, {}, {}
     checkpoints = diagnose_by_checkpoints(flags, statements, rows, device)
     rivals = diagnose_by_rivals(flags, statements, rows)
     for name, (logits, calibration, facts) in {**checkpoints, **rivals}.items():
         measured[name] = measure_all(statements, logits, rows, calibration["youden"])
         grouped[name] = {folds: by_group(of, group_of) for folds, of in measured[name].items()}
         naming = count_named(statements.labels[rows][fold10], logits[fold10], calibration["naming"])
-        told[name] = facts | {"naming": naming, "groups": turned(grouped[name])}
-        show(f"without a network: {name}" if name in rivals else name, told[name]["groups"])
+        results[name] = facts | {"naming": naming, "groups": turned(grouped[name])}
+        show(f"without a network: {name}" if name in rivals else name, results[name]["groups"])
         print("  statements named as by --record, fold 10: " + ", ".join(
             f"{key} {value:.2f}" for key, value in naming.items()))
     pairs = [(later, earlier) for earlier, later in itertools.combinations(checkpoints, 2)]
@@ -201,10 +201,11 @@ def report(flags: argparse.Namespace, device):
     figure = pack(draw_long_tail(about, {name: of["folds9and10"] for name, of in measured.items()}, "folds 9 and 10"))
     contents = {TABLE: tabulate(about, measured), **{f"{FIGURE}.{kind}": data for kind, data in figure.items()}}
     write_report(flags.output_dir, contents, {
-        "groups": next(iter(told.values()))["groups"], "differences": differences, "records": {
+        "groups": next(iter(results.values()))["groups"], "differences": differences, "records": {
             name: int(np.isin(statements.table["fold"], folds).sum()) for name, folds in folds_named().items()},
         "statements": {group: group_of.count(group) for group in GROUPS}, "arrays": statements.about["fingerprint"],
-        "checkpoints": {name: told[name] for name in checkpoints}, "rivals": {name: told[name] for name in rivals},
+        "checkpoints": {name: results[name] for name in checkpoints},
+        "rivals": {name: results[name] for name in rivals},
         "versions": versions(), "git_commit": git_commit()})
     print(f"\nreport: {flags.output_dir}")
 

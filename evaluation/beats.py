@@ -65,9 +65,9 @@ def operate(records: np.ndarray, labels: np.ndarray, called: np.ndarray) -> dict
         with np.errstate(invalid="ignore"):
             return {"sensitivity": true / (true + missed), "precision": true / (true + false_alarm),
                     "f1": 2 * true / (2 * true + false_alarm + missed)}
-    values, drawn = measures(*counts.sum(axis=1)), measures(*(counts @ Resamples(names).weights.T.astype(float)))
+    values, resampled = measures(*counts.sum(axis=1)), measures(*(counts @ Resamples(names).weights.T.astype(float)))
     patients = min(np.count_nonzero(counts[0] + counts[2]), np.count_nonzero(counts[0] + counts[1]))
-    return {name: estimate(values[name], drawn[name], patients) for name in values}
+    return {name: estimate(values[name], resampled[name], patients) for name in values}
 
 
 def less_the_usual(table: dict, score: np.ndarray) -> np.ndarray:

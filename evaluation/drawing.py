@@ -27,25 +27,25 @@ def draw_detection(cohort: Cohort, scores: dict, entries: dict) -> dict:
     of_test = {name: np.asarray(score["test"]) for name, score in scores.items()}
     curves = {name: {**metrics.curves(cohort.labels, score, cohort.resamples),
                      **metrics.rank_records(cohort.labels, score, cohort.resamples)} for name, score in of_test.items()}
-    drawn = {"detection_curves": charts.draw_detection_curves(curves, float(cohort.labels.mean()))}
+    drawings = {"detection_curves": charts.draw_detection_curves(curves, float(cohort.labels.mean()))}
     if entries:
         thresholds = {name: {kind: point["threshold"] for kind, point in
                              (entry["detection"]["operating_points"] or {}).items()} for name, entry in entries.items()}
-        drawn["score_histograms"] = charts.draw_score_histograms({name: of_test[name] for name in entries},
-                                                                 cohort.labels, thresholds)
-    return drawn
+        drawings["score_histograms"] = charts.draw_score_histograms({name: of_test[name] for name in entries},
+                                                                    cohort.labels, thresholds)
+    return drawings
 
 
 def draw_groups(entries: dict, baselines: dict) -> dict:
     """{name: Figure}: AUROCs by group, those of every protocol and of the best score without a network."""
-    rivals, values, drawn = name_rivals(baselines), name_entries(entries), {}
+    rivals, values, drawings = name_rivals(baselines), name_entries(entries), {}
     for grouping in GROUP_CHARTS:
         groups = {title: {**{name: of[number] for name, of in values.items() if number in of},
                           "best without a network": best_rival(rivals, number)[1]}
                   for number, title in group_titles(entries, baselines, grouping).items()}
         if groups:
-            drawn[f"auroc_{grouping}"] = charts.draw_group_aurocs(groups, GROUPINGS[grouping])
-    return drawn
+            drawings[f"auroc_{grouping}"] = charts.draw_group_aurocs(groups, GROUPINGS[grouping])
+    return drawings
 
 
 def draw_examples(titles: dict, lead_names: tuple, unit: str, labels: np.ndarray, restorations: tuple,

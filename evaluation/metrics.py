@@ -113,9 +113,9 @@ def detection_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
 
 def rank_records(labels: np.ndarray, scores: np.ndarray, resamples: Resamples) -> dict:
     """AUROC and average precision of records: labels and scores (N,)."""
-    counts, drawn = count_by_score(labels, scores), count_by_score(labels, scores, resamples.weights)
+    counts, resampled = count_by_score(labels, scores), count_by_score(labels, scores, resamples.weights)
     rarer = resamples.rarer(labels, np.full(len(labels), True))
-    return {name: estimate(measure(*counts), measure(*drawn), rarer) for name, measure in MEASURES.items()}
+    return {name: estimate(measure(*counts), measure(*resampled), rarer) for name, measure in MEASURES.items()}
 
 
 def normals_below(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -140,8 +140,8 @@ def rank_groups(labels: np.ndarray, scores: np.ndarray, members: dict, resamples
         abnormal, normals = weights[:, labels == 1], weights[:, labels == 0].sum(axis=1, keepdims=True)
         with np.errstate(invalid="ignore"):
             return (normals_below(labels, scores, weights) * abnormal) @ groups / ((abnormal @ groups) * normals)
-    values, drawn = aurocs(np.ones((1, len(labels))))[0], aurocs(resamples.weights)
-    return {name: {"auroc": estimate(values[place], drawn[:, place],
+    values, resampled = aurocs(np.ones((1, len(labels))))[0], aurocs(resamples.weights)
+    return {name: {"auroc": estimate(values[place], resampled[:, place],
                                      resamples.rarer(labels, chosen | (labels == 0))),
                    "records": int(groups[:, place].sum())} for place, (name, chosen) in enumerate(members.items())}
 
@@ -204,10 +204,11 @@ def operate(labels: np.ndarray, scores: np.ndarray, threshold: float, resamples:
             return {"sensitivity": true / (true + missed), "specificity": quiet / (quiet + false_alarm),
                     "precision": true / (true + false_alarm), "f1": 2 * true / (2 * true + false_alarm + missed)}
     values = measures(kinds.sum(axis=1).astype(np.float64))
-    drawn = measures(kinds.astype(np.float64) @ resamples.weights.T)
+    resampled = measures(kinds.astype(np.float64) @ resamples.weights.T)
     abnormal, normal, positive = (resamples.count(kind) for kind in (labels == 1, labels == 0, called))
     patients = {"sensitivity": abnormal, "specificity": normal, "precision": positive, "f1": min(abnormal, positive)}
-    return {"threshold": threshold, **{name: estimate(values[name], drawn[name], patients[name]) for name in values}}
+    estimates = {name: estimate(values[name], resampled[name], patients[name]) for name in values}
+    return {"threshold": threshold, **estimates}
 
 
 def curves(labels: np.ndarray, scores: np.ndarray, resamples: Resamples) -> dict:
@@ -224,7 +225,7 @@ def curves(labels: np.ndarray, scores: np.ndarray, resamples: Resamples) -> dict
         reached = np.maximum(reached, np.flatnonzero(true)[0] if true[-1] else 0)
         return np.interp(CURVE, fpr[last], tpr[last]), true[reached] / np.maximum((true + false_alarm)[reached], 1)
 
-    drawn = np.array([trace(*counts) for counts in zip(*count_by_score(labels, scores, resamples.weights))])
-    (tpr, precision), (low, high) = trace(*count_by_score(labels, scores)), np.percentile(drawn, INTERVAL, axis=0)
+    resampled = np.array([trace(*counts) for counts in zip(*count_by_score(labels, scores, resamples.weights))])
+    (tpr, precision), (low, high) = trace(*count_by_score(labels, scores)), np.percentile(resampled, INTERVAL, axis=0)
     return {"fpr": CURVE, "tpr": tpr, "tpr_low": low[0], "tpr_high": high[0],
             "recall": CURVE, "precision": precision, "precision_low": low[1], "precision_high": high[1]}

@@ -91,5 +91,5 @@ def average_rows(own: np.ndarray, resamples: Resamples) -> Estimate | None:
         return None
     weights = resamples.weights[:, known].astype(np.float64)
     with np.errstate(invalid="ignore"):
-        drawn = weights @ own[known] / weights.sum(axis=1)
-    return estimate(own[known].mean(), drawn, resamples.count(known))
+        resampled = weights @ own[known] / weights.sum(axis=1)
+    return estimate(own[known].mean(), resampled, resamples.count(known))

@@ -33,8 +33,8 @@ def pool_counts(positive: np.ndarray, negative: np.ndarray, rows: np.ndarray, re
     """
     counts = [count[rows].astype(np.float64) for count in (positive, negative)]
     patients = min(resamples.count(rows & count.any(axis=1)) for count in (positive, negative))
-    drawn = resample_auroc(*counts, resamples.weights[:, rows].astype(np.float64))
-    return estimate(auroc(*(count.sum(axis=0) for count in counts)), drawn, patients)
+    resampled = resample_auroc(*counts, resamples.weights[:, rows].astype(np.float64))
+    return estimate(auroc(*(count.sum(axis=0) for count in counts)), resampled, patients)
 
 
 class PointRanking:
@@ -64,9 +64,9 @@ class PointRanking:
         counts = [self._histograms(self.labels == kind) for kind in (1, 0)]
         values = count_by_score(self.labels[self.scored] == 1, self.maps[self.scored])
         patients = min(self.resamples.count(count.any(axis=1)) for count in counts)
-        drawn = {"auroc": resample_auroc(*counts, self.weights),
-                 "average_precision": average_precision(*(self.weights @ count for count in counts))}
-        return {name: estimate(measure(*values), drawn[name], patients) for name, measure in MEASURES.items()}
+        resampled = {"auroc": resample_auroc(*counts, self.weights),
+                     "average_precision": average_precision(*(self.weights @ count for count in counts))}
+        return {name: estimate(measure(*values), resampled[name], patients) for name, measure in MEASURES.items()}
 
     def pool_part(self, chosen, positive: np.ndarray | None = None) -> Estimate | None:
         """AUROC over a part of the points of all records together, by the bins alone.

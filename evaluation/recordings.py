@@ -148,8 +148,8 @@ def print_recording(recording: Recording, protocols: list):
               + "".join(f"{row[f'{name}_score']:>18.4f}{show_percentile(row[f'{name}_percentile']):>12}"
                         for name in names) + f"  {row['flat']}".rstrip())
     start = max(rows, key=lambda row: row[f"{NO_NETWORK}_score"])["start_s"]
-    told = [rival.tell(measured) for _, at, *measured in recording.unusual if at == start][:MOST_TOLD]
-    print(f"most unusual from {start:g} s on: {'; '.join(told)}")
+    sentences = [rival.tell(measured) for _, at, *measured in recording.unusual if at == start][:MOST_TOLD]
+    print(f"most unusual from {start:g} s on: {'; '.join(sentences)}")
     for note in recording.notes:
         print(f"note: {note}")
 

@@ -46,8 +46,8 @@ def maps_file(protocol: str) -> str:
 
 def file_names(protocols, with_figures: bool) -> list:
     """The name of every file that a report may have beside results.json. protocols: whose maps are written."""
-    drawn = [f"{name}.{kind}" for name in figure_names() for kind in ("png", "pdf")] + [UNUSUAL_FILE]
-    return [SCORES_FILE, REPORT_FILE, *map(maps_file, protocols), *drawn * with_figures]
+    drawings = [f"{name}.{kind}" for name in figure_names() for kind in ("png", "pdf")] + [UNUSUAL_FILE]
+    return [SCORES_FILE, REPORT_FILE, *map(maps_file, protocols), *drawings * with_figures]
 
 
 def pack_scores(splits: dict, scores: dict) -> bytes:
@@ -102,10 +102,10 @@ def table(header: list, rows: list) -> str:
     return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def write_markdown(entries: dict, baselines: dict, maps: dict, about: dict, drawn: list) -> str:
+def write_markdown(entries: dict, baselines: dict, maps: dict, about: dict, drawings: list) -> str:
     """report.md: every number, with its interval and its difference to the best score without a network.
 
-    baselines, maps, about: as results.json holds them; drawn: names of the figures.
+    baselines, maps, about: as results.json holds them; drawings: names of the figures.
     """
     parts = ["# Report of test.py", number_table(entries, baselines, COLUMNS), HOW_SURE]
     parts += [f"{name} less {part}, detection: {percent(gap, '+')}" for name, entry in entries.items()
@@ -129,8 +129,8 @@ def write_markdown(entries: dict, baselines: dict, maps: dict, about: dict, draw
     for grouping, title in GROUPINGS.items():
         if groups := group_titles(entries, baselines, grouping):
             parts += [f"## {title}", number_table({**entries, **maps}, baselines, groups)]
-    if drawn:
-        parts += ["## Figures", *(f"[![{name}]({name}.png)]({name}.pdf)" for name in drawn)]
+    if drawings:
+        parts += ["## Figures", *(f"[![{name}]({name}.png)]({name}.pdf)" for name in drawings)]
     facts = {name: about[name] for name in ("commit", "device", "amp", "mask_ratio")} | about["versions"]
     return "\n\n".join([*parts, "## Provenance", table(["", ""], facts.items())]) + "\n"
 

@@ -155,11 +155,11 @@ class Scorer:
         """Errors of beats (n, 480, leads) at their places: (R, 4800, leads), overlapping ones summed or averaged."""
         records, _, leads = block.ecg.shape
         samples = block.owners[block.shown][:, None] * RECORD_LENGTH + samples_of_beats(block.places)   # (m, 480)
-        laid = torch.zeros(records * RECORD_LENGTH, leads, device=self.device)
-        laid.index_add_(0, samples.flatten(), errors[block.shown].flatten(0, 1))
+        sums = torch.zeros(records * RECORD_LENGTH, leads, device=self.device)
+        sums.index_add_(0, samples.flatten(), errors[block.shown].flatten(0, 1))
         if not self.protocol.sum_overlaps:
-            laid /= samples.flatten().bincount(minlength=len(laid)).clamp(min=1)[:, None]
-        return crop_global(laid.view(records, RECORD_LENGTH, leads))
+            sums /= samples.flatten().bincount(minlength=len(sums)).clamp(min=1)[:, None]
+        return crop_global(sums.view(records, RECORD_LENGTH, leads))
 
     @torch.inference_mode()
     def restore(self, records: Records, r_peaks: list, rows) -> tuple:

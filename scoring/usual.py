@@ -42,6 +42,6 @@ def show_record(fitted: dict, quantiles: np.ndarray, records: Records, r_peaks: 
     beats, rr = typical_beats(records, r_peaks, [row])
     expected, odds = restorer.restore(beats, rr)
     unusual = network_unusualness(fitted["network"], beats - expected, odds)[0]
-    laid = [np.repeat(lay_back(values, r_peaks[row]), PLACE, axis=0).astype(np.float32)
-            for values in (expected[0], rarity(quantiles, unusual))]
-    return crop_global(records.millivolts([row]))[0], *laid
+    at_beats = [np.repeat(lay_back(values, r_peaks[row]), PLACE, axis=0).astype(np.float32)
+                for values in (expected[0], rarity(quantiles, unusual))]
+    return crop_global(records.millivolts([row]))[0], *at_beats

@@ -143,9 +143,9 @@ def fit(features: np.ndarray, calibrated: bool = True) -> dict:
     if not calibrated:
         return fitted
     part = np.arange(len(features)) % CROSS_FITS
-    held_out = np.concatenate([distances(fit(features[part != k], False), features[part == k]) for k in set(part)])
-    centre, scale = held_out.mean(axis=0), held_out.std(axis=0)
-    return fitted | {"centre": centre, "scale": scale * np.std((held_out - centre) / scale @ WEIGHTS),
+    of_others = np.concatenate([distances(fit(features[part != k], False), features[part == k]) for k in set(part)])
+    centre, scale = of_others.mean(axis=0), of_others.std(axis=0)
+    return fitted | {"centre": centre, "scale": scale * np.std((of_others - centre) / scale @ WEIGHTS),
                      "usual": np.quantile(features[:, NAMED], CENTRAL, axis=0)}
 
 
@@ -178,6 +178,6 @@ def unusual(fitted: dict, features: np.ndarray, count: int = 10) -> list:
     """
     value, (low, middle, high) = features[NAMED].astype(np.float64), fitted["usual"]
     z = 1.96 * (value - middle) / np.maximum(np.where(value < middle, middle - low, high - middle), 1e-3)
-    told = [index for index, name in enumerate(NAMES) if name[1] not in UNTOLD]
-    order = sorted(told, key=lambda index: -abs(z[index]))[:count]
+    readable = [index for index, name in enumerate(NAMES) if name[1] not in UNTOLD]
+    order = sorted(readable, key=lambda index: -abs(z[index]))[:count]
     return [(*NAMES[i][:2], float(value[i]), NAMES[i][2], float(low[i]), float(high[i]), float(z[i])) for i in order]
