@@ -271,8 +271,8 @@ def main():
         report_average(output, names, [entries for entries, _ in reports], about)
     elif reports:
         report.print_report(reports[0][0], rivals.baselines, rivals.maps, reports[0][1])
-    print(f"written to {output}: {report.REPORT_FILE}, {files.RESULTS_FILE}, {report.SCORES_FILE}"
-          + " and the figures" * with_figures)
+    others = "a folder of each checkpoint" if networks[1:] else report.SCORES_FILE + " and the figures" * with_figures
+    print(f"written to {output}: {report.REPORT_FILE}, {files.RESULTS_FILE}, {others}")
     stop_processes()
 
 
