@@ -100,6 +100,8 @@ def check(flags: argparse.Namespace) -> argparse.Namespace:
     protocol = PROTOCOLS[flags.protocol or (PAPER if flags.input == "minmax" and not flags.beats else CLEAN).name]
     has_validation = protocol.fold_held_back is not None and signal_path(flags.data_path, "val").exists()
     select = flags.select or ("val" if has_validation and not flags.beats else "last")
+    if flags.epochs == 1:
+        print("--epochs 1 changes no weight: as published, the last epoch runs at rate 0.")
     if select == "test":
         print("--select test keeps the epoch that is best on the test set, as published: its number is optimistic.")
     if select == "val" and protocol.fold_held_back is None:

@@ -182,7 +182,7 @@ def score_recordings(paths: list, load_path: str, output_dir, settings: Recordin
         try:
             recording = score_recording(path, scorers, fitted, normals, settings)
         except RecordError as error:
-            refused[str(path)] = f"{path} given as --record cannot be scored: {error}; {error.remedy}"
+            refused[str(path)] = f"{path} cannot be scored: {error}; {error.remedy}"
             if len(paths) > 1:
                 print(refused[str(path)], file=sys.stderr)
             continue

@@ -113,8 +113,8 @@ def test_one_bad_file_among_several(tmp_path, checkpoint, quick):
     script, flags = "tools/score_recordings.py", ("--load_path", checkpoint, "--figures", 0, "--device", "cpu")
     done = run_script(script, good[0], bad, cut, good[1], *flags, "--output_dir", tmp_path / "own")
     assert done.returncode == 2 and "2 of 4 recordings were not scored" in done.stderr.splitlines()[-1]
-    assert f"{bad} given as --record cannot be scored: no lead V6; all twelve" in done.stderr
-    assert f"{cut} given as --record cannot be scored: unreadable samples" in done.stderr
+    assert f"{bad} cannot be scored: no lead V6; all twelve" in done.stderr
+    assert f"{cut} cannot be scored: unreadable samples" in done.stderr
     assert [row["record"] for row in read_rows(tmp_path / "own")] == [str(path) for path in good]
     assert set(json.loads((tmp_path / "own" / "record_results.json").read_text())["not_scored"]) == {str(bad), str(cut)}
     again = run_script("test.py", "--record", *good, "--load_path", checkpoint, "--figures", 0, "--output_dir",
