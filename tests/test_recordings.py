@@ -121,7 +121,7 @@ def test_one_bad_file_among_several(tmp_path, checkpoint, quick):
                        tmp_path / "again", "--device", "cpu")
     assert again.returncode == 0 and read_rows(tmp_path / "again") == read_rows(tmp_path / "own")
     alone = run_script(script, bad, *flags, "--output_dir", tmp_path / "alone")
-    assert alone.returncode == 2 and alone.stderr.startswith(f"error: {bad} given")
+    assert alone.returncode == 2 and alone.stderr.startswith(f"error: {bad} cannot")
     assert not (tmp_path / "alone").exists()
 
 
