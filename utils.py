@@ -266,24 +266,25 @@ def one_after_the_first():
         wait_for_all()
 
 
-def add_published_flags(parser):
-    """Add the flags that the published train.py and test.py share; returns their group."""
+def add_published_flags(parser, *chosen: str):
+    """Add the flags that the published train.py and test.py share, or the chosen ones of them; returns their group."""
     group = parser.add_argument_group("published flags")
     for name, kind, default, what in (
             ("data_path", str, "./data/", "folder of the arrays"), ("dims", int, 12, "leads"),
             ("hidden", int, 50, "channels of a token, even"), ("mask_ratio", int, 30, "percent masked; 0: nothing"),
             ("seed", int, 0, "of all that is random"), ("epochs", int, 50, "of training"),
             ("batch_size", int, 32, "records a training step"), ("lr", float, 1e-4, "initial learning rate")):
-        group.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default %(default)s)")
+        if not chosen or name in chosen:
+            group.add_argument(f"--{name}", type=kind, default=default, help=f"{what} (default %(default)s)")
     return group
 
 
 def check_published_flags(arguments):
-    """Raise UserError for a value that no run can use."""
+    """Raise UserError for a value that no run can use, of the flags that there are."""
     for name, least, most in (("dims", 1, 1000), ("hidden", 2, 10_000), ("mask_ratio", 0, 100), ("seed", 0, 2**31),
                               ("epochs", 1, 10**6), ("batch_size", 1, 10**6), ("lr", 1e-12, 1e6)):
-        value = getattr(arguments, name)
+        value = getattr(arguments, name, least)
         if not least <= value <= most:                      # false for NaN too
             raise UserError(f"--{name} {value} is out of range; choose {least} to {most}")
-    if arguments.hidden % 2:
+    if getattr(arguments, "hidden", 2) % 2:
         raise UserError(f"--hidden {arguments.hidden} is odd, but two attention heads share it; choose an even number")

@@ -20,16 +20,13 @@ from scoring import without_network
 PEOPLE, MEASUREMENTS = "age, sex, heart rate", "measurements"
 PENALTY = 0.01              # scikit-learn's C: less is more of it
 FARTHEST = 10               # standard deviations, beyond which a number counts no more
-RECORDS_AT_ONCE = 256
 
 
 def diagnose_without_network(statements: Statements, data_path, rows: np.ndarray) -> dict:
     """{rival: logits (rows, classes)}. Raises UserError."""
     training = statements.training_rows()
     r_peaks = load_r_peaks(data_path, SPLIT, statements.records, DETECTOR)
-    blocks = np.array_split(np.arange(len(statements.records)), -(-len(statements.records) // RECORDS_AT_ONCE))
-    features = np.concatenate([describe(statements.records, r_peaks, block) for block in
-                               tqdm(blocks, desc="measure beats", leave=False)])                    # (N, 849)
+    features = describe(statements.records, r_peaks)                                                # (N, 849)
     return {PEOPLE: fit_and_score(people_numbers(statements.attributes), statements.labels, training, rows),
             MEASUREMENTS: fit_and_score(beat_numbers(features, training), statements.labels, training, rows)}
 

@@ -23,8 +23,8 @@ import numpy as np
 from scipy.ndimage import binary_closing
 
 from ecg.arrays import EXCLUDED
-from ecg.ludb import PHASES
 from ecg.leads import TO_TWELVE
+from ecg.ludb import PHASES
 from ecg.signals import RECORD_LENGTH, SAMPLING_RATE
 from ecg.waveforms import (Ecg, add, high_pass, low_pass, on_leads, read_ecg, recorded, recorded_beat,
                            recorded_p, ventricular_beat, window)

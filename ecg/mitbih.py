@@ -17,7 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ecg.arrays import fingerprint, load_npy
-from ecg.beats import BEATS, MANIFEST, OTHER, SPLITS, WINDOWS
+from ecg.beats import BEATS, MANIFEST, OTHER, PARTS, SPLITS, WINDOWS
 from ecg.r_peaks import find_r_peaks_by_slope
 from ecg.signals import RECORD_LENGTH, SAMPLING_RATE, RecordError, filter_leads, resample
 from utils import UserError, git_commit, pack_json, versions, write_together
@@ -127,7 +127,7 @@ def count(table: pd.DataFrame) -> dict:
     """The audit: beats by class, all and by part of each split."""
     parts = {"all": Counter(table["class"][table["class"] != OTHER])}
     for split in SPLITS:
-        parts |= {f"{split} {part}": Counter(table["class"][table[split] == part]) for part in ("train", "val", "test")}
+        parts |= {f"{split} {part}": Counter(table["class"][table[split] == part]) for part in PARTS}
     return {name: {kind: beats[kind] for kind in CLASSES} for name, beats in parts.items()}
 
 

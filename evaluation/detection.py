@@ -78,8 +78,6 @@ def combine(parts: list, fold9_labels: np.ndarray) -> dict:
 
     parts: scores of both splits, fitted to other records than fold 9's normals.
     """
-    splits = [np.concatenate([part["val"], part["test"]]) for part in parts]
-    normal = np.arange(len(splits[0])) < len(fold9_labels)
-    normal[:len(fold9_labels)] = fold9_labels == 0
-    combined = metrics.add_z(splits, normal)
+    normal = np.concatenate([fold9_labels == 0, np.zeros(len(parts[0]["test"]), dtype=bool)])
+    combined = metrics.add_z([np.concatenate([part["val"], part["test"]]) for part in parts], normal)
     return {"val": combined[:len(fold9_labels)], "test": combined[len(fold9_labels):]}

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from dataloader import choose_rows
 from ecg.arrays import (SIGNAL_FILES, VALIDATION_FOLD, Records, fingerprint, load_r_peaks, load_table, open_records,
@@ -91,8 +92,8 @@ def score_rivals(data_path, truth: Truth) -> Rivals:
         scores = score_signals(split.records, split.r_peaks[DETECTOR]) | score_people(split.table, table)
         if fitted and split.records.in_millivolts:
             features = describe(split.records, split.r_peaks[DETECTOR])
-            scores |= dict(zip(without_network.PARTS, without_network.score_parts(fitted, features).T))
-            scores[NAME] = without_network.score(fitted, features)
+            parts = without_network.score_parts(fitted, features)
+            scores |= dict(zip(without_network.PARTS, parts.T)) | {NAME: parts @ without_network.WEIGHTS}
         for name, score in scores.items():
             columns.setdefault(name, {})[split.name] = score
     columns = {name: score for name, score in columns.items() if len(score) == len(splits)}
@@ -219,7 +220,7 @@ def describe(records: Records, r_peaks: list, rows=None) -> np.ndarray:
     """The rival's features of rows (default: all) of records. Raises UserError where their mV are unknown."""
     rows = np.arange(len(records)) if rows is None else rows
     features = []
-    for start in range(0, len(rows), ROWS_AT_ONCE):
+    for start in tqdm(range(0, len(rows), ROWS_AT_ONCE), desc="measure beats", leave=False):
         some = rows[start:start + ROWS_AT_ONCE]
         features += [without_network.describe(record, r_peaks[row])
                      for record, row in zip(records.millivolts(some), some)]

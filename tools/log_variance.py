@@ -13,7 +13,7 @@ from ecg.arrays import load_r_peaks, open_records
 from model import load_checkpoint
 from scoring.passes import Scorer
 from scoring.protocols import CLEAN
-from utils import UserError, run
+from utils import UserError, add_published_flags, check_published_flags, run
 
 END = -0.99                             # of Tanh, whose range ends at -1
 QUANTILES = (0.5, 0.99, 0.999, 0.9999)
@@ -31,11 +31,11 @@ def log_variances(scorer: Scorer, records, r_peaks: list, rows) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", default="./data/", help="folder of the arrays (default %(default)s)")
+    add_published_flags(parser, "data_path", "mask_ratio")
     parser.add_argument("--load_path", default="./ckpt/mymodel.pt", help="checkpoint (default %(default)s)")
-    parser.add_argument("--mask_ratio", type=int, default=30, help="percent masked (default %(default)s)")
     parser.add_argument("--records", type=int, default=100, help="how many records of fold 10 (default %(default)s)")
     flags = parser.parse_args()
+    check_published_flags(flags)
     model, _ = load_checkpoint(flags.load_path)
     if model.uncertainty != "log_variance":
         raise UserError(f"{flags.load_path} was trained with --uncertainty {model.uncertainty}; name another "

@@ -10,18 +10,19 @@ from pathlib import Path
 
 from model import load_checkpoint, save_checkpoint
 from scoring.percentiles import score_normals
-from utils import choose_device, require_writable, run
+from utils import add_published_flags, check_published_flags, choose_device, require_writable, run
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_path", default="./data/", help="folder of the arrays (default %(default)s)")
+    add_published_flags(parser, "data_path", "mask_ratio")
     parser.add_argument("--load_path", default="./ckpt/mymodel.pt", help="checkpoint (default %(default)s)")
     parser.add_argument("--save_path", help="where the checkpoint is written (default: --load_path)")
-    parser.add_argument("--mask_ratio", type=int, default=30, help="percent masked (default %(default)s)")
     parser.add_argument("--half", type=int, choices=(0, 1), default=0, help="1: write the weights in half precision")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto")
-    return parser.parse_args()
+    flags = parser.parse_args()
+    check_published_flags(flags)
+    return flags
 
 
 def main():
