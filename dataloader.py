@@ -229,6 +229,7 @@ class TrainingBatches:
         an equal part, so 1 for a single process; the records are counted in all processes.
         """
         order, generator = self.draw_order(epoch)
+        places = order if self.on_device is None else order.to(self.device)
         chance = torch.rand(len(order), generator=generator)
         r_peaks = self.beats[order, (chance * self.number_of_beats[order]).long()].to(self.device)
         masks = [draw_masks(self.mask_ratio, generator) for _ in range(len(self))]
@@ -239,14 +240,14 @@ class TrainingBatches:
             share = len(mine) * self.processes / (end - start)
             mine = mine or range(start, start + 1)      # a process for which none is left: one that counts 0
             some = slice(mine.start, mine.stop, mine.step)
-            batch = make_batch(self.fetch(order[some]), r_peaks[some], global_masks[number], local_masks[number],
+            batch = make_batch(self.fetch(places[some]), r_peaks[some], global_masks[number], local_masks[number],
                                self.normalisation)
             yield batch, share, end - start
 
     def fetch(self, places: torch.Tensor) -> torch.Tensor:
-        """The records at these places in self.rows, (B, 5000, leads) float32 on the device."""
+        """The records at these places in self.rows, (B, 5000, leads) float32 on the device. places: where they lie."""
         if self.on_device is not None:
-            return self.on_device[places.to(self.device)]
+            return self.on_device[places]
         return send(self.normalisation.read(self.records, self.rows[places.numpy()]), self.device)
 
 

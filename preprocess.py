@@ -344,6 +344,9 @@ def main():
             staging, data_path, lesions, arguments.limit, workers), "lesions": about})
     if manifest:
         print_manifest(manifest, [*splits, *lesions.values()], len(truth))
+    if "train" in splits:
+        print(f"\nnext: python test.py --data_path {data_path} scores the shipped weights; python train.py --data_path "
+              f"{data_path} --save_path ckpt/mine/model.pt trains others")
 
 
 if __name__ == "__main__":

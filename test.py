@@ -40,6 +40,7 @@ CHOICES = {"all": tuple(PROTOCOLS), **{name: (name,) for name in PROTOCOLS}, "no
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     published = add_published_flags(parser)
+    published.description = "--epochs, --batch_size and --lr are of the training and change nothing here"
     published.add_argument("--load_model", type=int, choices=(0, 1), default=1, help="0: score an untrained network")
     published.add_argument("--load_path", nargs="+", default=["./ckpt/mymodel.pt"],
                            help="checkpoint, or several of them (default ./ckpt/mymodel.pt)")
@@ -277,4 +278,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, alone=False)

@@ -160,6 +160,7 @@ def train_one_epoch(model: MCF, step: TrainingStep, batches: TrainingBatches, ep
             progress.set_postfix(mean_loss=f"{float(shown[0] / shown[-1]):.4f}", refresh=False)
         if checked and len(losses) % CHECK_EVERY == 0 and not torch.stack(losses[-CHECK_EVERY:]).isfinite().all():
             break                                                           # require_finite says which it was
+    torch.backends.cudnn.benchmark = False          # scoring has batches of many shapes
     if PROCESSES > 1:                               # its running statistics are those that the checkpoint keeps
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, 0)
@@ -335,4 +336,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, alone=False)

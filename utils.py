@@ -24,10 +24,16 @@ class UserError(Exception):
     """Something the user can mend. The message is one sentence that names the file or flag, and the remedy."""
 
 
-def run(main):
-    """Call a script's main(); a UserError becomes its sentence and exit code 2, Ctrl-C and SIGTERM exit code 130."""
+def run(main, alone: bool = True):
+    """Call a script's main(); a UserError becomes its sentence and exit code 2, Ctrl-C and SIGTERM exit code 130.
+
+    alone: it is refused where torchrun starts several processes.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if alone and PROCESSES > 1:
+            raise UserError(f"{Path(sys.argv[0]).name} runs in one process; start it without torchrun, which train.py "
+                            "and test.py alone know")
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -149,11 +149,15 @@ class JointEpochs:
 
     def losses(self, epoch: int):
         """Yield (loss, records) for every batch of an epoch."""
-        for number, (batch, _, records) in enumerate(self.batches.draw_epoch(epoch)):
-            rows = self.batches.rows_of_batch(epoch, number)
-            autocast = torch.autocast(self.device.type, torch.bfloat16)
+        rows = self.batches.rows[self.batches.draw_order(epoch)[0].numpy()]
+        labels, attributes = (of_all[rows].to(self.device) for of_all in (self.labels, self.attributes))
+        for start, (batch, _, records) in zip(range(0, len(rows), self.flags.batch_size),
+                                              self.batches.draw_epoch(epoch)):
+            if records < 2:                             # the pooled head's BatchNorm needs two
+                break
+            some, autocast = slice(start, start + records), torch.autocast(self.device.type, torch.bfloat16)
             with autocast if self.flags.amp == "bf16" else contextlib.nullcontext():
-                loss = self.loss_of(batch, self.labels[rows].to(self.device), self.attributes[rows].to(self.device))
+                loss = self.loss_of(batch, labels[some], attributes[some])
             yield loss, records
 
     def loss_of(self, batch: tuple, labels, attributes):

@@ -22,11 +22,18 @@ def describe_checkpoint(path, facts: dict) -> dict:
         json.dumps([facts.get("epoch"), config, history], allow_nan=False)
     except (TypeError, ValueError):
         return known
-    if isinstance(config, dict) and {"protocol", "epochs", "select"} <= set(config):
+    if (isinstance(config, dict) and {"protocol", "epochs", "select"} <= set(config)
+            and isinstance(config["epochs"], int) and isinstance(config["select"], str)):
         known["config"] = config
-    if isinstance(history, list) and all(isinstance(row, dict) and set(HISTORY) <= set(row) for row in history):
+    if isinstance(history, list) and all(map(is_row, history)):
         known["history"] = history
     return {**known, "epoch": facts.get("epoch")}
+
+
+def is_row(row) -> bool:
+    """Whether this is a line of a history as train.py notes it."""
+    return (isinstance(row, dict) and set(HISTORY) <= set(row) and isinstance(row["epoch"], int)
+            and all(row[name] is None or isinstance(row[name], float) for name in ("val_auroc", "test_auroc")))
 
 
 def describe_data(data_path, splits: list) -> dict:
@@ -49,12 +56,22 @@ def tell_weights(checkpoint: dict) -> str:
     if config is None:
         return (f"weights: {checkpoint['path']} does not say which records it was trained on, nor how its epoch was "
                 "chosen; operating points and combined are biased where fold 9 was among them")
-    choice = {"test": "the best on the test set, which is optimistic", "val": "the best on fold 9"}.get(
-        config["select"], "the last one")
     seen = ("; it saw fold 9's normals, so operating points and combined are biased"
             if config["protocol"] == "paper" else "")
     return (f"weights: {checkpoint['path']}, trained under {config['protocol']}, epoch {checkpoint['epoch']} of "
-            f"{config['epochs']}, {choice}{seen}")
+            f"{config['epochs']}, {tell_choice(checkpoint)}{seen}")
+
+
+def tell_choice(checkpoint: dict) -> str:
+    """How a checkpoint's epoch was chosen. last.pt is of the last epoch, whichever --select keeps."""
+    config, epoch, history = checkpoint["config"], checkpoint["epoch"], checkpoint["history"]
+    aurocs = {row["epoch"]: row.get(f"{config['select']}_auroc") for row in history}
+    scored = [one for one, auroc in aurocs.items() if auroc is not None]
+    best = {"test": "the best on the test set, which is optimistic", "val": "the best on fold 9"}
+    choice = best.get(config["select"])
+    if choice is None or (history and (not scored or max(scored, key=aurocs.get) != epoch)):
+        choice = "the last one" if not history or epoch == max(aurocs) else "not chosen by any score"
+    return choice + (" of a run that did not end" if history and max(aurocs) < config["epochs"] else "")
 
 
 def tell_counts(counts: dict) -> list:

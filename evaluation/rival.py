@@ -209,10 +209,13 @@ def load_rival(path) -> tuple:
 
 
 def tell(measured: tuple) -> str:
-    """One of without_network.unusual as text: "T in V5 -0.12 mV (usual 0.08 to 0.61)"."""
+    """One of without_network.unusual as text: "T in V5 -0.12 mV (usual 0.08 to 0.61)".
+
+    Even the most unusual ones of an ordinary record lie in the usual range: "T in V5 0.30 mV (within 0.08 to 0.61)".
+    """
     lead, wave, value, unit, low, high, _ = measured
-    digits = 2 if unit == "mV" else 0
-    return (f"{wave}{'' if lead == 'all' else f' in {lead}'} {value:.{digits}f} {unit} (usual {low:.{digits}f} to "
+    digits, usual = 2 if unit == "mV" else 0, "within" if low <= value <= high else "usual"
+    return (f"{wave}{'' if lead == 'all' else f' in {lead}'} {value:.{digits}f} {unit} ({usual} {low:.{digits}f} to "
             f"{high:.{digits}f})")
 
 

@@ -112,7 +112,7 @@ class Scorer:
             owners += [number] * len(beats[-1])
         signals, beats = send(signals, self.device), send(np.concatenate(beats), self.device)
         ecg = signals if as_stored else self.normalisation.normalise(signals)
-        return Block(crop_global(ecg), self.normalisation.normalise(beats), torch.tensor(owners, device=self.device),
+        return Block(crop_global(ecg), self.normalisation.normalise(beats), send(np.array(owners), self.device),
                      send(np.concatenate(places), self.device), send(np.concatenate(shown), self.device))
 
     def passes(self, block: Block):
@@ -141,7 +141,7 @@ class Scorer:
                 whole.index_add_(0, owners, error_global + error_trend)
                 local[some] += error_local
         passes = len(self.masks[0])
-        weight = passes * block.owners.bincount(minlength=len(scores))
+        weight = passes * count_places(block.owners, len(scores))
         if not with_maps:
             return scores / weight, None
         return scores / weight, whole / weight[:, None, None] + self.lay_down(block, local / passes)
@@ -158,7 +158,7 @@ class Scorer:
         sums = torch.zeros(records * RECORD_LENGTH, leads, device=self.device)
         sums.index_add_(0, samples.flatten(), errors[block.shown].flatten(0, 1))
         if not self.protocol.sum_overlaps:
-            sums /= samples.flatten().bincount(minlength=len(sums)).clamp(min=1)[:, None]
+            sums /= count_places(samples.flatten(), len(sums)).clamp(min=1)[:, None]
         return crop_global(sums.view(records, RECORD_LENGTH, leads))
 
     @torch.inference_mode()
@@ -181,6 +181,12 @@ class Scorer:
             originals.append(crop_global(original)[0].cpu().numpy())
             restorations.append(self.normalisation.undo(restored[None], original)[0].cpu().numpy())
         return np.stack(originals), np.stack(restorations)
+
+
+def count_places(places: torch.Tensor, length: int) -> torch.Tensor:
+    """How often each of 0 ... length - 1 is among places: (length,) float32. On a GPU bincount makes the CPU wait."""
+    ones = torch.ones(len(places), device=places.device)
+    return torch.zeros(length, device=places.device).index_add_(0, places, ones)
 
 
 def of_owners(tokens: torch.Tensor | None, owners: torch.Tensor):

@@ -40,4 +40,4 @@ if utils.RANK == 0:
 utils.wait_for_all()
 sys.argv = ["train.py", "--data_path", data, "--save_path", str(Path(out).with_suffix("") / "model.pt"), "--epochs",
             "2", "--batch_size", "7", "--hidden", "2", "--lr", "1e-2", "--protocol", "clean", "--device", "cpu"]
-utils.run(train.main)
+utils.run(train.main, alone=False)

@@ -97,6 +97,7 @@ def test_the_rival_in_a_file(simulated, tmp_path):
 def test_a_measurement_in_words():
     assert rival.tell(("V5", "T", -0.123, "mV", 0.08, 0.61, -4.0)) == "T in V5 -0.12 mV (usual 0.08 to 0.61)"
     assert rival.tell(("all", "rate", 141.7, "1/min", 50.2, 99.0, 4.0)) == "rate 142 1/min (usual 50 to 99)"
+    assert rival.tell(("V5", "T", 0.3, "mV", 0.08, 0.61, 1.0)) == "T in V5 0.30 mV (within 0.08 to 0.61)"
 
 
 def test_fold_9_is_not_fitted_to_where_folds_are_unknown(simulated, monkeypatch, capsys):

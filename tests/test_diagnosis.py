@@ -1,6 +1,7 @@
 """The diagnosis room: network, losses, stored H, arrays, training, report; small networks but where sizes matter."""
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from small import make_model, make_records
 from diagnosis import arrays as statement_arrays
 from diagnosis import calibration, features, measures
 from diagnosis import model as network_of
+from diagnosis import train as training
 from diagnosis.test import count_named
 from ecg import arrays
 from evaluation.metrics import Resamples, rank_records
@@ -225,13 +227,31 @@ def test_a_frozen_arm_leaves_the_encoders_as_they_were(data, encoder, tmp_path):
 
 
 @pytest.mark.parametrize("arm", ["random-frozen", "random-joint"])
-def test_an_epoch_draws_as_many_records_as_it_is_told(data, tmp_path, arm, monkeypatch):
+@pytest.mark.parametrize("records, batches", [(3, [3, 3]), (9, [8, 8])])
+def test_an_epoch_draws_as_many_records_as_it_is_told(data, tmp_path, arm, records, batches, monkeypatch):
+    """A record that is left alone is left out: the pooled head's BatchNorm needs two."""
     monkeypatch.setattr("diagnosis.train.MCF", lambda: MCF(hidden=2))
     monkeypatch.setattr("diagnosis.train.statement_loss", lambda loss, logits, labels, gamma: seen.append(len(labels))
                         or logits.sum())
     seen = []
-    train(data, tmp_path / "x.pt", "--arm", arm, "--head", "pooled", "--epochs", 2, "--epoch_records", 3)
-    assert seen == [3, 3]
+    train(data, tmp_path / "x.pt", "--arm", arm, "--head", "pooled", "--epochs", 2, "--epoch_records", records)
+    assert seen == batches
+
+
+def test_joint_batches_come_with_their_labels(data, monkeypatch):
+    statements, seen = statement_arrays.load_statements(data), []
+    flags = SimpleNamespace(batch_size=8, mask_ratio=30, seed=0, epoch_records=None, amp="off")
+    network = network_of.Diagnoser(make_model(), 4, restores=False)
+    epochs = training.JointEpochs(network, statements, flags, torch.device("cpu"))
+    monkeypatch.setattr(epochs, "loss_of", lambda batch, *known: seen.append((batch[0], *known)))
+    list(epochs.losses(1))
+    ecg, labels, attributes = map(torch.cat, zip(*seen))
+    rows = statements.training_rows()
+    everything, _ = features.beats_and_ecg(statements, rows, features.Normalisation())
+    places = [int((everything - one).abs().sum((1, 2)).argmin()) for one in ecg]
+    assert sorted(places) == list(range(len(rows))) and places != sorted(places)
+    assert torch.equal(labels, torch.from_numpy(statements.labels[rows[places]]))
+    np.testing.assert_array_equal(attributes, statements.attributes[rows[places]])
 
 
 @pytest.mark.parametrize("flags, message", [

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ecg import ludb
-from evaluation import detection, localization, numbers
+from evaluation import detection, localization, numbers, provenance
 from evaluation.metrics import Resamples
 
 
@@ -69,7 +69,7 @@ def test_combined_is_the_sum_of_z_scores_among_normals(splits, scores):
 
 
 @pytest.fixture
-def benchmark():
+def ludb_marks():
     """Twelve records of 300 points in twelve leads: six with hypertrophy, three of these with a scar, six without."""
     rng = np.random.default_rng(1)
     phases = rng.integers(0, 7, (12, 300, 12)).astype(np.uint8)
@@ -80,29 +80,29 @@ def benchmark():
                                   Resamples(np.arange(12)))
 
 
-def test_localization_groups(benchmark):
+def test_localization_groups(ludb_marks):
     """A diagnosis is judged on its records alone: the points that its rule marks, against those that no rule marks."""
-    maps = np.random.default_rng(2).normal(benchmark.labels == 1, 1).astype(np.float32)
-    found = localization.evaluate_localization(benchmark, maps)
+    maps = np.random.default_rng(2).normal(ludb_marks.labels == 1, 1).astype(np.float32)
+    found = localization.evaluate_localization(ludb_marks, maps)
     assert set(found["by_diagnosis"]) == {"ventricular_hypertrophy", "scar"}
     assert [found["by_diagnosis"][key]["records"] for key in ("ventricular_hypertrophy", "scar")] == [6, 3]
-    scored = benchmark.labels[:6] <= 1
+    scored = ludb_marks.labels[:6] <= 1
     assert found["by_diagnosis"]["ventricular_hypertrophy"]["auroc"]["value"] == pytest.approx(
-        roc_auc_score(benchmark.labels[:6][scored], maps[:6][scored]), abs=2e-4)
+        roc_auc_score(ludb_marks.labels[:6][scored], maps[:6][scored]), abs=2e-4)
     septal = np.zeros((3, 300, 12), bool)
-    septal[:, :, [6, 7]] = benchmark.phases[:3, :, [6, 7]] == 1 + ludb.PHASES.index("QRS")
-    chosen = septal | (benchmark.labels[:3] == 0)
+    septal[:, :, [6, 7]] = ludb_marks.phases[:3, :, [6, 7]] == 1 + ludb.PHASES.index("QRS")
+    chosen = septal | (ludb_marks.labels[:3] == 0)
     assert found["by_diagnosis"]["scar"]["auroc"]["value"] == pytest.approx(
         roc_auc_score(septal[chosen], maps[:3][chosen]), abs=1e-3)
     assert found["per_record"]["records"] == 6 and found["within_record_and_lead"]["value"] > 0.6
     assert found["within_record_and_phase"] is None         # QRS is marked in all leads, so no phase holds both kinds
 
 
-def test_examples_are_the_best_the_median_and_the_worst(benchmark):
+def test_examples_are_the_best_the_median_and_the_worst(ludb_marks):
     """Each diagnosis shows three records, by their own AUROC, not only the flattering ones."""
     quality = np.linspace(3, -3, 12)[:, None, None]
-    maps = (np.random.default_rng(2).normal(0, 1, benchmark.labels.shape) + quality * (benchmark.labels == 1))
-    chosen = {name: row for row, name, _ in localization.choose_examples(benchmark, maps.astype(np.float32), "clean")}
+    maps = (np.random.default_rng(2).normal(0, 1, ludb_marks.labels.shape) + quality * (ludb_marks.labels == 1))
+    chosen = {name: row for row, name, _ in localization.choose_examples(ludb_marks, maps.astype(np.float32), "clean")}
     assert chosen == {"ventricular_hypertrophy_best": 0, "ventricular_hypertrophy_median": 3,
                       "ventricular_hypertrophy_worst": 5, "scar_best": 0, "scar_median": 1, "scar_worst": 2}
     assert set(chosen) < set(localization.example_names())
@@ -126,3 +126,20 @@ def test_each_number_is_held_against_the_best_trivial_one(splits, scores):
     assert beyond["detection"]["difference"]["high"] < 0
     parts = numbers.beyond_parts(own, baselines["detection"])
     assert parts["truth"] == beyond["detection"]["difference"] and parts["noise"]["low"] > 0
+
+
+def test_how_the_epoch_was_chosen():
+    """Only the best epoch is called the best: last.pt beside it has the same config. A run that was stopped says so."""
+    history = [{"epoch": epoch, "val_auroc": None, "test_auroc": auroc}
+               for epoch, auroc in ((1, 0.7), (2, 0.9), (3, 0.8))]
+    ended, best = {"protocol": "paper", "select": "test", "epochs": 3}, "the best on the test set, which is optimistic"
+    for epoch, noted, changed, expected in (
+            (2, history, {}, best), (3, history, {}, "the last one"), (1, history, {}, "not chosen by any score"),
+            (2, history[:2], {}, f"{best} of a run that did not end"),
+            (3, history, {"select": "last"}, "the last one"), (3, [], {"select": "last"}, "the last one"),
+            (3, history, {"select": "last", "epochs": 9}, "the last one of a run that did not end"),
+            (3, history, {"select": "val", "epochs": 9}, "the last one of a run that did not end"),
+            (2, [], {}, best)):
+        config = ended | changed
+        told = provenance.tell_weights({"path": "x.pt", "config": config, "epoch": epoch, "history": noted})
+        assert f"epoch {epoch} of {config['epochs']}, {expected};" in told

@@ -60,9 +60,25 @@ def test_no_step_waits_for_the_device(data, monkeypatch):
     batches = TrainingBatches(training, Normalisation(device=device), batch_size=3)
     model = make_model().to(device).train()
     step, seen = TrainingStep(model, torch.optim.AdamW(model.parameters()), device), 0
+    copies, copy = [], torch.Tensor.to
+
+    def counted(tensor, *arguments, **named):
+        result = copy(tensor, *arguments, **named)
+        copies.extend([tuple(tensor.shape)] * (result.device != tensor.device))
+        return result
+    monkeypatch.setattr(torch.Tensor, "to", counted)
     for batch, share, records_of_batch in batches.draw_epoch(1):
+        if not seen:
+            copies.clear()                                          # those before the first step are of the epoch
         assert all(part.is_meta for part in (*batch, *step(batch, share)))
         seen += records_of_batch
-    assert seen == len(records)
+    assert seen == len(records) and copies == []
     with pytest.raises(RuntimeError):
         float(batch[0].mean())                                      # what the test would have caught
+
+
+def test_other_scripts_refuse_several_processes():
+    """They would write the same files twice, or see half of a batch each."""
+    process = subprocess.run([sys.executable, "-m", "diagnosis.train", "--save_path", "x.pt"], cwd=ROOT, text=True,
+                             capture_output=True, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"})
+    assert process.returncode == 2 and "train.py runs in one process; start it without torchrun" in process.stderr

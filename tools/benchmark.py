@@ -35,7 +35,7 @@ from evaluation.validation import Validation  # noqa: E402
 from model import MCF  # noqa: E402
 from scoring.passes import Scorer  # noqa: E402
 from scoring.protocols import CLEAN  # noqa: E402
-from train import TrainingStep, learning_rate, train_one_epoch  # noqa: E402
+from train import WEIGHT_DECAY, TrainingStep, learning_rate, train_one_epoch  # noqa: E402
 from utils import UserError, choose_device, cpu_computes_bfloat16, git_commit, require_writable, run  # noqa: E402
 from utils import save_json, usable_cores, versions  # noqa: E402
 
@@ -146,7 +146,8 @@ def time_to_accuracy(data_path, device: torch.device, kind: str) -> dict:
     model.input = measure_companding(training.records, training.rows) if kind == "compand" else model.input
     batches = TrainingBatches(training, Normalisation.of(model.input, device), STEP_RECORDS,
                               epoch_records=EPOCH_RECORDS)
-    step = TrainingStep(model, torch.optim.AdamW(model.to(device).parameters(), RATE, fused=True), device)
+    optimizer = torch.optim.AdamW(model.to(device).parameters(), RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    step = TrainingStep(model, optimizer, device)
     some, seconds, aurocs = np.arange(0, len(validation.records), THINNING), 0.0, []
     for epoch in range(1, EPOCHS + 1):
         step.optimizer.param_groups[0]["lr"] = learning_rate(RATE, epoch, EPOCHS)
