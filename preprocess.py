@@ -326,18 +326,16 @@ def main():
         "filter_order": signals.FILTER_ORDER, "leads": list(signals.LEAD_NAMES), "limit": arguments.limit,
         "allow_missing": arguments.allow_missing},
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(), "commit": commit}
-
     def publish(names, write):
         manifest = surviving(arrays.load_manifest(data_path) or {}, data_path, names)
         return write_all(data_path, manifest, write)
-    manifest, truth = {}, {}
+    manifest, truth = {}, load_marked_points(arguments.benchmark_truth)
     for name in ("download", "download_ludb", "download_mitdb"):
         if folder := getattr(arguments, name):
             download.fetch(name, Path(folder), rate, arguments.base_url, arguments.connections)
     if mitdb_path:
         mitbih.write(mitdb_path, data_path, arguments.limit)
     if splits:
-        truth = load_marked_points(arguments.benchmark_truth)
         manifest = publish(splits, data_sets_writer(arguments, ptbxl_path, ludb_path, truth, about))
     if lesions:
         manifest = publish(list(lesions.values()), lambda staging: {**write_lesions(
@@ -345,8 +343,7 @@ def main():
     if manifest:
         print_manifest(manifest, [*splits, *lesions.values()], len(truth))
     if "train" in splits:
-        print(f"\nnext: python test.py --data_path {data_path} scores the shipped weights; python train.py --data_path "
-              f"{data_path} --save_path ckpt/mine/model.pt trains others")
+        print(f"\nnext: python test.py --data_path {data_path} (scores ckpt/mymodel.pt), or python train.py --help")
 
 
 if __name__ == "__main__":

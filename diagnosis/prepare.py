@@ -23,7 +23,7 @@ from ecg import arrays, ptbxl
 from ecg.r_peaks import find_r_peaks_by_slope
 from ecg.signals import RecordError, filter_leads
 from ecg.wfdb_files import read_record
-from ecg.writing import RECORD_SHAPE, RowWriter
+from ecg.writing import RECORD_SHAPE, RowWriter, require_described
 from utils import UserError, git_commit, require_writable, run, save_json, unwritable, versions, write_atomically
 
 
@@ -42,14 +42,6 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit must be 1 or more, not {arguments.limit}")
     return arguments
-
-
-def require_replaceable(folder: Path):
-    """Raise UserError where one of the files stands there without the manifest that prepare writes last."""
-    strangers = [name for name in (SIGNALS, TABLE) if (folder / name).exists()]
-    if strangers and not (folder / MANIFEST).exists():
-        raise UserError(f"{folder / strangers[0]} did not come from diagnosis.prepare and would be overwritten; move "
-                        "it away, or name another --data_path")
 
 
 def write_records(folder: Path, records: pd.DataFrame, sampling_rate: int) -> tuple:
@@ -112,7 +104,7 @@ def main():
     commit, arguments = git_commit(), parse_arguments()
     folder, ptbxl_path = Path(arguments.data_path), Path(arguments.ptbxl_path)
     require_writable(folder)
-    require_replaceable(folder)
+    require_described(folder, SIGNALS, (TABLE,), MANIFEST, "diagnosis.prepare")
     records = ptbxl.load_ptbxl(ptbxl_path, arguments.sampling_rate, arguments.limit)
     ptbxl.require_files(records, ptbxl_path, allow_missing=False)
     try:

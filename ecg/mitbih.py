@@ -8,7 +8,6 @@ Windows overlap so that each beat is a valid one (dataloader.valid_beats) of exa
 ends with zeros, so that its first and last beats are whole.
 """
 import io
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -16,10 +15,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ecg.arrays import fingerprint, load_npy
+from ecg.arrays import fingerprint
 from ecg.beats import BEATS, MANIFEST, OTHER, PARTS, SPLITS, WINDOWS
 from ecg.r_peaks import find_r_peaks_by_slope
 from ecg.signals import RECORD_LENGTH, SAMPLING_RATE, RecordError, filter_leads, resample
+from ecg.writing import require_described
 from utils import UserError, git_commit, pack_json, versions, write_together
 
 SOURCE = "MIT-BIH arrhythmia database"
@@ -134,7 +134,7 @@ def count(table: pd.DataFrame) -> dict:
 def write(mitdb_path, data_path, limit: int | None = None):
     """Make the files in data_path from the folder of the database, and print the audit. Raises UserError."""
     folder, data_path = Path(mitdb_path), Path(data_path)
-    require_ours(data_path)
+    require_described(data_path, WINDOWS, (BEATS,), MANIFEST, "preprocess.py")
     windows, table = read_all(folder, limit)
     audit, array = count(table), io.BytesIO()
     np.save(array, windows)
@@ -157,17 +157,3 @@ def print_audit(audit: dict, shape: tuple):
                        ("abnormal test", abnormal)):
         print(f"  {name}: {ours:,}, BeatGAN {BEATGAN[name]:,}")
     print(f"  {WINDOWS:<20}{shape}")
-
-
-def require_ours(data_path: Path):
-    """Raise UserError where one of the files is there already and is not of an earlier run."""
-    present = [data_path / name for name in (WINDOWS, BEATS, MANIFEST) if (data_path / name).exists()]
-    try:
-        about = json.loads((data_path / MANIFEST).read_text()) if present else {}
-        ours = not present or about["source"] == SOURCE and (
-            data_path / WINDOWS not in present or about["fingerprint"] == fingerprint(load_npy(data_path / WINDOWS)))
-    except (OSError, ValueError, TypeError, KeyError):
-        ours = False
-    if not ours:
-        raise UserError(f"{present[0]} did not come from preprocess.py and would be overwritten; move it away, or name "
-                        "another --data_path")

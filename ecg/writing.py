@@ -3,6 +3,7 @@
 What stands in data/ already is replaced only where preprocess.py wrote it, as its manifest tells.
 """
 import contextlib
+import json
 import os
 from pathlib import Path
 
@@ -55,6 +56,22 @@ def require_replaceable(data_path: Path, splits):
     if strangers:
         raise UserError(f"{', '.join(map(str, strangers))} did not come from preprocess.py and would be overwritten; "
                         f"move {'them' if strangers[1:] else 'it'} away, or name another --data_path")
+
+
+def require_described(folder: Path, signals: str, others: tuple, manifest: str, script: str):
+    """Raise UserError where one of these files is there without the manifest of an earlier run, or with other signals.
+
+    signals: the array whose fingerprint the manifest holds; script: that writes them.
+    """
+    present = [folder / name for name in (signals, *others, manifest) if (folder / name).exists()]
+    try:
+        told = json.loads((folder / manifest).read_text())["fingerprint"] if present else None
+        ours = folder / signals not in present or told == arrays.fingerprint(arrays.load_npy(folder / signals))
+    except (OSError, ValueError, TypeError, KeyError):
+        ours = False
+    if not ours:
+        raise UserError(f"{present[0]} did not come from {script} and would be overwritten; move it away, or name "
+                        "another --data_path")
 
 
 # ---- writing

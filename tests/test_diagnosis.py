@@ -148,9 +148,12 @@ def test_prepare_writes_all_records_with_their_statements(simulated, tmp_path):
                           statements.table["ecg_id"][statements.rows_of(9, 10)])
     assert 0 < len(fewer.training_rows()) < len(statements.training_rows()) // 3
     assert [statement["positives"] for statement in fewer.about["statements"]] == positives
-    (tmp_path / "data" / statement_arrays.MANIFEST).unlink()
+    np.save(tmp_path / "data" / statement_arrays.SIGNALS, np.zeros((1, 5000, 12), np.float16))       # another one
     refused = run_module("prepare", *flags)
     assert refused.returncode == 2 and "would be overwritten" in refused.stderr
+    (tmp_path / "data" / statement_arrays.MANIFEST).unlink()
+    (tmp_path / "data" / statement_arrays.SIGNALS).unlink()
+    assert "statements_records.csv did not come from" in run_module("prepare", *flags).stderr
 
 
 def test_unknown_ages_are_masked(data):
