@@ -220,7 +220,11 @@ class TrainingBatches:
 
     def rows_of_batch(self, epoch: int, number: int) -> np.ndarray:
         """The rows of train.npy that are in a batch (counted from 0) of an epoch, in all processes."""
-        return self.rows[self.draw_order(epoch)[0][number * self.batch_size:][:self.batch_size].numpy()]
+        return self.rows_of_epoch(epoch)[number * self.batch_size:][:self.batch_size]
+
+    def rows_of_epoch(self, epoch: int) -> np.ndarray:
+        """The rows of train.npy that an epoch draws, in its order."""
+        return self.rows[self.draw_order(epoch)[0].numpy()]
 
     def draw_epoch(self, epoch: int):
         """Yield (batch, share, number of records) for every batch of an epoch.

@@ -317,8 +317,7 @@ def main():
     if arguments.lesions and not lesions:
         raise UserError(f"{data_path} given as --data_path holds neither val.npy nor test.npy, whose normals "
                         "--lesions 1 needs; make them with --ptbxl_path, or name another folder")
-    splits = [*(("train", "val", "test") if ptbxl_path else ()),
-              *(("benchmark",) if ludb_path or arguments.benchmark_truth else ())]
+    splits = ["train", "val", "test"] * bool(ptbxl_path) + ["benchmark"] * bool(ludb_path or arguments.benchmark_truth)
     require_writable(data_path)
     require_replaceable(data_path, [*splits, *lesions.values()])
     about = {"parameters": {
@@ -326,6 +325,7 @@ def main():
         "filter_order": signals.FILTER_ORDER, "leads": list(signals.LEAD_NAMES), "limit": arguments.limit,
         "allow_missing": arguments.allow_missing},
         "created": datetime.now(UTC).isoformat(timespec="seconds"), "versions": versions(), "commit": commit}
+
     def publish(names, write):
         manifest = surviving(arrays.load_manifest(data_path) or {}, data_path, names)
         return write_all(data_path, manifest, write)

@@ -149,7 +149,7 @@ class JointEpochs:
 
     def losses(self, epoch: int):
         """Yield (loss, records) for every batch of an epoch."""
-        rows = self.batches.rows[self.batches.draw_order(epoch)[0].numpy()]
+        rows = self.batches.rows_of_epoch(epoch)
         labels, attributes = (of_all[rows].to(self.device) for of_all in (self.labels, self.attributes))
         for start, (batch, _, records) in zip(range(0, len(rows), self.flags.batch_size),
                                               self.batches.draw_epoch(epoch)):

@@ -134,7 +134,7 @@ def count(table: pd.DataFrame) -> dict:
 def write(mitdb_path, data_path, limit: int | None = None):
     """Make the files in data_path from the folder of the database, and print the audit. Raises UserError."""
     folder, data_path = Path(mitdb_path), Path(data_path)
-    require_described(data_path, WINDOWS, (BEATS,), MANIFEST, "preprocess.py")
+    require_described(data_path, WINDOWS, (BEATS,), MANIFEST, "preprocess.py", SOURCE)
     windows, table = read_all(folder, limit)
     audit, array = count(table), io.BytesIO()
     np.save(array, windows)

@@ -58,15 +58,16 @@ def require_replaceable(data_path: Path, splits):
                         f"move {'them' if strangers[1:] else 'it'} away, or name another --data_path")
 
 
-def require_described(folder: Path, signals: str, others: tuple, manifest: str, script: str):
+def require_described(folder: Path, signals: str, others: tuple, manifest: str, script: str, source: str | None = None):
     """Raise UserError where one of these files is there without the manifest of an earlier run, or with other signals.
 
-    signals: the array whose fingerprint the manifest holds; script: that writes them.
+    signals: the array whose fingerprint the manifest holds; script: that writes them; source: that it names, if given.
     """
     present = [folder / name for name in (signals, *others, manifest) if (folder / name).exists()]
     try:
-        told = json.loads((folder / manifest).read_text())["fingerprint"] if present else None
-        ours = folder / signals not in present or told == arrays.fingerprint(arrays.load_npy(folder / signals))
+        about = json.loads((folder / manifest).read_text()) if present else {"fingerprint": None, "source": source}
+        ours = source in (None, about["source"]) and (folder / signals not in present or about["fingerprint"]
+                                                      == arrays.fingerprint(arrays.load_npy(folder / signals)))
     except (OSError, ValueError, TypeError, KeyError):
         ours = False
     if not ours:

@@ -230,6 +230,12 @@ def test_a_file_of_the_user_s_is_not_overwritten(data, tmp_path):
     with pytest.raises(UserError, match="mitbih_beats.csv did not come from preprocess.py"):
         mitbih.write(tmp_path / "none", tmp_path)
     (tmp_path / "mitbih.json").write_text((data / "mitbih.json").read_text())
+    with pytest.raises(UserError, match="given as --mitdb_path"):
+        mitbih.write(tmp_path / "none", tmp_path)
+    (tmp_path / "mitbih.json").write_text((data / "mitbih.json").read_text().replace(mitbih.SOURCE, "mine"))
+    with pytest.raises(UserError, match="mitbih_beats.csv did not come from preprocess.py"):
+        mitbih.write(tmp_path / "none", tmp_path)
+    (tmp_path / "mitbih.json").write_text((data / "mitbih.json").read_text())
     np.save(tmp_path / "mitbih.npy", np.zeros((1, 5000, 2), np.float32))
     with pytest.raises(UserError, match="mitbih.npy did not come from preprocess.py"):
         mitbih.write(tmp_path / "none", tmp_path)
