@@ -19,19 +19,33 @@ from utils import sha256_of
 SHIPPED, CARD = ROOT / "ckpt" / "mymodel.pt", ROOT / "ckpt" / "README.md"
 
 
-def test_card_belongs_to_the_weights():
+@pytest.mark.parametrize("name", ["mymodel.pt", "paper_run.pt"])
+def test_card_belongs_to_the_weights(name):
     """The card names the file's hash, commit, epoch and seed; the checkpoint carries its config and learning curve."""
-    model, facts = load_checkpoint(SHIPPED)
-    card, config = CARD.read_text(), facts["config"]
-    assert sha256_of(SHIPPED) in card and facts["git_commit"] in card
+    path = SHIPPED.with_name(name)
+    model, facts = load_checkpoint(path)
+    card, config = CARD.read_text().split(f"## {name}")[1].split("\n## ")[0], facts["config"]
+    assert sha256_of(path) in card and facts["git_commit"] in card
     assert f"epoch {facts['epoch']} of {config['epochs']}" in card and f"seed {config['seed']}" in card
     assert [row["epoch"] for row in facts["history"]] == list(range(1, config["epochs"] + 1))
     assert set(facts["history"][0]) == set(HISTORY)
-    if config["select"] != "last":
-        noted = {row["epoch"]: row[f"{config['select']}_auroc"] for row in facts["history"]}
-        noted = {epoch: auroc for epoch, auroc in noted.items() if auroc is not None}
-        assert facts["epoch"] == max(noted, key=noted.get) and f"{noted[facts['epoch']]:.4f}" in card
-    assert all(value.dtype == torch.float32 for value in model.parameters()) and SHIPPED.stat().st_size < 16e6
+    assert all(value.dtype == torch.float32 for value in model.parameters()) and path.stat().st_size < 16e6
+
+
+def test_the_epoch_of_the_default_weights_is_the_best_on_fold_9():
+    _, facts = load_checkpoint(SHIPPED)
+    aurocs = {row["epoch"]: row["val_auroc"] for row in facts["history"] if row["val_auroc"] is not None}
+    assert facts["config"]["select"] == "val" and facts["epoch"] == max(aurocs, key=aurocs.get)
+    assert f"{aurocs[facts['epoch']]:.4f}" in CARD.read_text()
+
+
+def test_the_curve_of_the_papers_run():
+    """paper_run.csv is the history of paper_run.pt; the card names the epoch that is best on the test set."""
+    curve = pd.read_csv(SHIPPED.with_name("paper_run.csv"))
+    _, facts = load_checkpoint(SHIPPED.with_name("paper_run.pt"))
+    np.testing.assert_allclose(curve["test_auroc"], [row["test_auroc"] for row in facts["history"]])
+    best = curve["epoch"][curve["test_auroc"].idxmax()]
+    assert f"the best on the test set was epoch {best}," in CARD.read_text()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
@@ -81,6 +95,22 @@ def test_ship_weights(tmp_path, monkeypatch):
     assert note == "" and percentile(normals["clean"][1], normals["clean"]) == 37.5
 
 
+def test_ship_the_last_epoch(tmp_path):
+    """Of a last.pt the optimizer stays behind, with --reference 0 no data is needed, and the last.pt is never lost."""
+    last, path = tmp_path / "last.pt", tmp_path / "out" / "model.pt"
+    save_checkpoint(last, make_model(), epoch=3, config={"protocol": "paper"}, optimizer_state_dict={"state": {}},
+                    fold9_normals={"clean": [1.0]})
+    content = last.read_bytes()
+    command = ("tools/ship_weights.py", "--data_path", tmp_path, "--load_path", last, "--half", 1, "--reference", 0)
+    finished = run_script(*command, "--save_path", path)
+    assert finished.returncode == 0, finished.stderr
+    stored = torch.load(path, weights_only=True)
+    assert stored["epoch"] == 3 and not {"optimizer_state_dict", "fold9_normals"} & stored.keys()
+    refused = run_script(*command)
+    assert refused.returncode == 2 and "name another file with --save_path" in refused.stderr
+    assert last.read_bytes() == content
+
+
 @pytest.mark.parametrize("facts, ratio, words", [
     ({}, 30, "holds no scores"), ({"fold9_normals": {"clean": [float("nan")]}}, 30, "not lists of finite numbers"),
     ({"fold9_normals": [1.0]}, 30, "not lists"), ({"fold9_normals": {"clean": [10 ** 400]}}, 30, "not lists"),
@@ -95,6 +125,6 @@ def test_what_a_checkpoint_says_of_normals(facts, ratio, words):
 def test_the_card_names_every_file():
     """Each file that comes along stands in the card with its hash."""
     names = re.findall(r"^!/ckpt/(.+\.(?:pt|npz))$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
-    assert {"mymodel.pt", "companded.pt", "restorer.pt", "no_network.npz", "diagnosis.pt"} <= set(names)
+    assert {"mymodel.pt", "companded.pt", "restorer.pt", "no_network.npz", "diagnosis.pt", "paper_run.pt"} <= set(names)
     for name in names:
         assert f"## {name}" in CARD.read_text() and sha256_of(SHIPPED.with_name(name)) in CARD.read_text(), name
