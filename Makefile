@@ -43,7 +43,7 @@ test: .venv/installed
 reproduce: .venv/installed
 	@test -n "$(PTBXL)" || { echo "error: name the PTB-XL folder: make reproduce PTBXL=DIR" >&2; exit 2; }
 	$(RUN) preprocess.py --ptbxl_path "$(PTBXL)" --data_path $(DATA) --sampling_rate $(RATE)
-	$(RUN) train.py --data_path $(DATA) --protocol paper --select test --val_beats $(VAL_BEATS) --epochs 50 \
+	$(RUN) train.py --data_path $(DATA) --protocol paper --select test --val_beats $(VAL_BEATS) --epochs 50 --reference 0 \
 		--save_path ckpt/reproduce/model.pt $(if $(wildcard ckpt/reproduce/last.pt),--resume)
 	$(RUN) test.py --data_path $(DATA) --load_path ckpt/reproduce/model.pt --protocol paper --fold9 0 \
 		--output_dir $(OUT)/best

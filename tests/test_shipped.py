@@ -43,7 +43,9 @@ def test_the_curve_of_the_papers_run():
     """paper_run.csv is the history of paper_run.pt; the card names the epoch that is best on the test set."""
     curve = pd.read_csv(SHIPPED.with_name("paper_run.csv"))
     _, facts = load_checkpoint(SHIPPED.with_name("paper_run.pt"))
-    np.testing.assert_allclose(curve["test_auroc"], [row["test_auroc"] for row in facts["history"]])
+    for name in ("epoch", "loss", "lr", "test_auroc", "seconds"):
+        np.testing.assert_allclose(curve[name], [row[name] for row in facts["history"]], err_msg=name)
+    assert facts["config"]["protocol"] == "paper" and "fold9_normals" not in facts
     best = curve["epoch"][curve["test_auroc"].idxmax()]
     assert f"the best on the test set was epoch {best}," in CARD.read_text()
 
@@ -96,7 +98,7 @@ def test_ship_weights(tmp_path, monkeypatch):
 
 
 def test_ship_the_last_epoch(tmp_path):
-    """Of a last.pt the optimizer stays behind, with --reference 0 no data is needed, and the last.pt is never lost."""
+    """Of a last.pt the optimizer stays behind; --reference 0 needs no data; last.pt is not overwritten by itself."""
     last, path = tmp_path / "last.pt", tmp_path / "out" / "model.pt"
     save_checkpoint(last, make_model(), epoch=3, config={"protocol": "paper"}, optimizer_state_dict={"state": {}},
                     fold9_normals={"clean": [1.0]})

@@ -3,7 +3,7 @@
     python -m tools.ship_weights --data_path ./data/ --load_path run/model.pt --save_path ckpt/mymodel.pt --half 1
 
 The scores are those of the weights that are written, under each protocol, for the percentiles of recordings of one's
-own. The optimizer of a last.pt is left out; all else in the file stays as it was.
+own. The optimizer of a last.pt is left out, and with --reference 0 the scores too. All else in the file stays.
 """
 import argparse
 from pathlib import Path
