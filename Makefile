@@ -3,9 +3,9 @@
 # make reproduce PTBXL=DIR   the paper's run, on PTB-XL as PhysioNet lays it out: all normals of folds 1-9; scores of the epoch
 #                            that is best on the test set, as published, and of the last one, which nothing chose. Made again
 #                            after a stop, it goes on. The epoch is chosen by one beat a record; VAL_BEATS=0: by all, as published.
-#                            Fold 9 is not scored: the network was trained on it
+#                            Fold 9 is not scored: the network was trained on it. Remove ckpt/reproduce before another run
 #
-# Each target makes .venv from requirements.txt first. DATA, OUT and RATE, the files' 100 or 500 Hz, may be set.
+# Each target makes .venv from requirements.txt first. DATA, OUT, RATE (the files' 100 or 500 Hz) and LUDB, its folder, may be set.
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -42,7 +42,8 @@ test: .venv/installed
 
 reproduce: .venv/installed
 	@test -n "$(PTBXL)" || { echo "error: name the PTB-XL folder: make reproduce PTBXL=DIR" >&2; exit 2; }
-	$(RUN) preprocess.py --ptbxl_path "$(PTBXL)" --data_path $(DATA) --sampling_rate $(RATE)
+	$(RUN) preprocess.py --ptbxl_path "$(PTBXL)" --data_path $(DATA) --sampling_rate $(RATE) \
+		$(if $(LUDB),--ludb_path "$(LUDB)")
 	$(RUN) train.py --data_path $(DATA) --protocol paper --select test --val_beats $(VAL_BEATS) --epochs 50 --reference 0 \
 		--save_path ckpt/reproduce/model.pt $(if $(wildcard ckpt/reproduce/last.pt),--resume)
 	$(RUN) test.py --data_path $(DATA) --load_path ckpt/reproduce/model.pt --protocol paper --fold9 0 \

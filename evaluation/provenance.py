@@ -48,16 +48,16 @@ def describe_data(data_path, splits: list) -> dict:
         "labels": hashlib.sha256(np.ascontiguousarray(split.labels, np.uint8)).hexdigest()} for split in splits}}
 
 
-def tell_weights(checkpoint: dict) -> str:
+def tell_weights(checkpoint: dict, fold9_is_scored: bool) -> str:
     """How the weights came about, in a sentence: the protocol's name in the table covers the scoring alone."""
     config = checkpoint["config"]
     if checkpoint["path"] is None:
         return "weights: none, the network is untrained"
     if config is None:
         return (f"weights: {checkpoint['path']} does not say which records it was trained on, nor how its epoch was "
-                "chosen; operating points and combined are biased where fold 9 was among them")
+                "chosen" + "; operating points and combined are biased where fold 9 was among them" * fold9_is_scored)
     seen = ("; it saw fold 9's normals, so operating points and combined are biased"
-            if config["protocol"] == "paper" else "")
+            if config["protocol"] == "paper" and fold9_is_scored else "")
     return (f"weights: {checkpoint['path']}, trained under {config['protocol']}, epoch {checkpoint['epoch']} of "
             f"{config['epochs']}, {tell_choice(checkpoint)}{seen}")
 

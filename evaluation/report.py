@@ -11,8 +11,8 @@ FACTS = ("split", "ecg_id", "patient_id", "age", "sex", "label", "superclasses",
 TRIVIAL = "trivial: "                   # what the columns of scores without a network begin with
 COLUMNS = {"detection": "detection", "within_age_bands: macro": "within age bands",
            "localization_pooled": "localization, pooled", "localization_per_record": "loc., per record"}
-HOW_NAMED = ("without network: several maps together; network: of ckpt/restorer.pt, not the paper's; last row: the best"
-             " single map")
+HOW_NAMED = ("without network: several maps together; network: of ckpt/restorer.pt, not the paper's; best without a "
+             "network: the best single map")
 OF_LESIONS = {"lesions_within_record_and_phase": "lead of wave", "lesions_within_record_and_lead": "moment of lead",
               "lesions_per_record": "per record", "lesions_pooled": "pooled"}
 ON_BENCHMARK = {"localization_pooled": "pooled", "localization_per_record": "per record",
@@ -85,9 +85,17 @@ def print_report(entries: dict, baselines: dict, maps: dict, about: dict):
             print(f"{name:<26}" + "".join(f"{cell:<22} " for cell in cells).rstrip())
     if "lesions" in baselines:
         print(HOW_NAMED)
-    print("\n".join(tell_counts(about["counts"]) + [tell_weights(about["checkpoint"])] * bool(entries)))
+    print("\n".join(tell_origin(entries, about)))
+
+
+def tell_origin(entries: dict, about: dict) -> list:
+    """Sentences on the records and the weights behind the numbers. about: as results.json holds it."""
+    sentences = tell_counts(about["counts"])
+    if entries:
+        sentences.append(tell_weights(about["checkpoint"], fold9_is_scored="val" in about["arrays"]))
     if about["data"] and about["data"]["source"]["data_set"] == "simulated":
-        print("data: simulated ECGs; these numbers say nothing about patients")
+        sentences.append("data: simulated ECGs; these numbers say nothing about patients")
+    return sentences
 
 
 def having(entries: dict, numbers) -> dict:
@@ -110,7 +118,7 @@ def write_markdown(entries: dict, baselines: dict, maps: dict, about: dict, draw
     parts = ["# Report of test.py", number_table(entries, baselines, COLUMNS), HOW_SURE]
     parts += [f"{name} less {part}, detection: {percent(gap, '+')}" for name, entry in entries.items()
               for part, gap in entry.get("beyond_parts", {}).items()]
-    parts += [*tell_counts(about["counts"]), *[tell_weights(about["checkpoint"])] * bool(entries)]
+    parts += tell_origin(entries, about)
     if "lesions" in baselines:
         parts += ["## Implanted lesions", number_table({**entries, **maps}, baselines, OF_LESIONS), HOW_PLACED]
         parts += [f"{name} less {COMBINATION}, {OF_LESIONS[number]}: {percent(gap, '+')}"
@@ -119,6 +127,7 @@ def write_markdown(entries: dict, baselines: dict, maps: dict, about: dict, draw
         parts += [rival_table(baselines, OF_LESIONS)]
     if "localization" in baselines:
         parts += ["## Localization in the benchmark", number_table({**entries, **maps}, baselines, ON_BENCHMARK)]
+        parts += [HOW_NAMED] * bool(maps)
         parts += [RULES_MARK] * any(one["by_diagnosis"] for one in baselines["localization"].values())
         parts += [rival_table(baselines, ON_BENCHMARK)]
     parts += ["## Detection without a network", rival_table(baselines, {number: title for number, title in

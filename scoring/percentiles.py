@@ -37,8 +37,11 @@ def read_normals(path, facts: dict, mask_ratio: int) -> tuple:
     """
     config, stored = facts.get("config"), facts.get(KEY)
     config = config if isinstance(config, dict) else {}
+    if stored is None and config.get("protocol") == "paper":
+        return {}, (f"no percentiles of the network: {path} was trained on fold 9's normals, and has no others to "
+                    "compare with; use weights of train.py --protocol clean, as ckpt/mymodel.pt")
     if stored is None:
-        return {}, (f"no percentiles: {path} holds no scores of fold 9's normals, which train.py and "
+        return {}, (f"no percentiles of the network: {path} holds no scores of fold 9's normals, which train.py and "
                     f"tools/ship_weights.py add where {SIGNAL_FILES[SPLIT]} is there")
     if not (isinstance(stored, dict) and stored and all(are_scores(values) for values in stored.values())):
         return {}, f"no percentiles: what {path} holds as {KEY} are not lists of finite numbers; train it again"

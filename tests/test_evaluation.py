@@ -141,5 +141,8 @@ def test_how_the_epoch_was_chosen():
             (3, history, {"select": "val", "epochs": 9}, "the last one of a run that did not end"),
             (2, [], {}, best)):
         config = ended | changed
-        told = provenance.tell_weights({"path": "x.pt", "config": config, "epoch": epoch, "history": noted})
-        assert f"epoch {epoch} of {config['epochs']}, {expected};" in told
+        told = provenance.tell_weights({"path": "x.pt", "config": config, "epoch": epoch, "history": noted},
+                                       fold9_is_scored=True)
+        assert f"epoch {epoch} of {config['epochs']}, {expected}; it saw fold 9's normals" in told
+    assert "fold 9" not in provenance.tell_weights({"path": "x.pt", "config": ended, "epoch": 3, "history": history},
+                                                   fold9_is_scored=False)

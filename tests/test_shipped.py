@@ -98,7 +98,7 @@ def test_ship_weights(tmp_path, monkeypatch):
 
 
 def test_ship_the_last_epoch(tmp_path):
-    """Of a last.pt the optimizer stays behind; --reference 0 needs no data; last.pt is not overwritten by itself."""
+    """Of a last.pt the optimizer stays behind; --reference 0 needs no data; a last.pt is never overwritten."""
     last, path = tmp_path / "last.pt", tmp_path / "out" / "model.pt"
     save_checkpoint(last, make_model(), epoch=3, config={"protocol": "paper"}, optimizer_state_dict={"state": {}},
                     fold9_normals={"clean": [1.0]})
@@ -108,13 +108,15 @@ def test_ship_the_last_epoch(tmp_path):
     assert finished.returncode == 0, finished.stderr
     stored = torch.load(path, weights_only=True)
     assert stored["epoch"] == 3 and not {"optimizer_state_dict", "fold9_normals"} & stored.keys()
-    refused = run_script(*command)
-    assert refused.returncode == 2 and "name another file with --save_path" in refused.stderr
-    assert last.read_bytes() == content
+    for load_path in (last, path):
+        refused = run_script(*command, "--load_path", load_path, "--save_path", last)
+        assert refused.returncode == 2 and "name another file with --save_path" in refused.stderr
+        assert last.read_bytes() == content
 
 
 @pytest.mark.parametrize("facts, ratio, words", [
-    ({}, 30, "holds no scores"), ({"fold9_normals": {"clean": [float("nan")]}}, 30, "not lists of finite numbers"),
+    ({}, 30, "holds no scores"), ({"config": {"protocol": "paper"}}, 30, "was trained on fold 9's normals"),
+    ({"fold9_normals": {"clean": [float("nan")]}}, 30, "not lists of finite numbers"),
     ({"fold9_normals": [1.0]}, 30, "not lists"), ({"fold9_normals": {"clean": [10 ** 400]}}, 30, "not lists"),
     ({"fold9_normals": {"clean": [1.0]}, "fold9_mask_ratio": 30}, 10, "another --mask_ratio"),
     ({"fold9_normals": {"clean": [1.0]}, "config": {"mask_ratio": 30, "protocol": "paper"}}, 30, "optimistic")])

@@ -8,7 +8,7 @@ own. The optimizer of a last.pt is left out, and with --reference 0 the scores t
 import argparse
 from pathlib import Path
 
-from model import load_checkpoint, save_checkpoint
+from model import load_checkpoint, read_checkpoint, save_checkpoint
 from scoring.percentiles import KEY, RATIO_KEY, score_normals
 from utils import UserError, add_published_flags, check_published_flags, choose_device, require_writable, run
 
@@ -35,7 +35,7 @@ def main():
     require_writable(path, is_folder=False)
     device = choose_device(flags.device)
     model, facts = load_checkpoint(flags.load_path)
-    if OPTIMIZER in facts and path.resolve() == Path(flags.load_path).resolve():
+    if path.exists() and OPTIMIZER in read_checkpoint(path):
         raise UserError(f"{path} would lose its optimizer, which --resume needs; name another file with --save_path")
     config = facts.get("config")
     if flags.reference and not (isinstance(config, dict) and config.get("protocol") == "clean"):
