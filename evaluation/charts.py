@@ -174,7 +174,7 @@ def draw_learning_curves(history: list) -> Figure:
         best = np.nanargmax(values)
         panels[1].plot(epochs[best], values[best], "*", color=VERMILION, markersize=8, markeredgecolor=BLACK,
                        markeredgewidth=0.6, zorder=4, label=f"best {label}: {values[best]:.3f}, epoch {epochs[best]:g}")
-        panels[1].set(ylabel="detection AUROC")
+        panels[1].set(ylabel="detection AUROC\nwhile training")
     for axes, legend_columns in zip(panels, (2, 1)):
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=legend_columns)
     return figure
